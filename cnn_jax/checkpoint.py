@@ -1,0 +1,452 @@
+"""Checkpoints of a run that may be killed at any moment.
+
+One folder a step, in the layout of Orbax's `CheckpointManager`, plus a manifest:
+
+    <step>/state/      the pytree of arrays (Orbax, OCDBT)
+    <step>/meta/       JSON: config, data position, metric sums
+    <step>/MANIFEST    score, leaves, size and sha256 of every other file; its last line is its own sha256
+    <step>.new         being written; once it has a manifest it is whole, and only its renaming is missing
+    <step>.old         being deleted
+
+A step is written and checksummed as `<step>.new` and then renamed. So what bears a step's number was whole when it got
+it, a step that is replaced stays until its successor is whole, and a mismatch with the manifest is damage suffered
+since. Orbax alone does not see all of it: a byte flipped inside a large array restores silently.
+
+A thread writes, from a host copy of the state. Among several processes the caller writes, because collectives must come
+in the same order in all of them.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+MANIFEST = "MANIFEST"
+
+
+class NoWholeCheckpointError(ValueError):
+    """There are checkpoints to restore, and every one of them is damaged."""
+
+
+class _DamageError(Exception):
+    """What is wrong with one checkpoint, in a few words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint read back; `warnings` has one line for each damaged checkpoint that was passed over."""
+
+    step: int
+    state: PyTree
+    meta: dict[str, Any]
+    score: float | None
+    warnings: tuple[str, ...]
+
+
+class Checkpoints:
+    """The checkpoints in one directory: the newest two, and the best by score.
+
+    Opened for writing, it makes the directory and clears away what killed saves left. Opened `read_only`, it changes
+    nothing on disk, and may read beside a process that writes.
+
+    Raises:
+        FileNotFoundError: `read_only`, and there is no such directory.
+        OSError: the directory cannot be made or cleared.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        self.directory = Path(directory).absolute()  # a relative path fails late in Orbax
+        self._read_only = read_only
+        self._damaged: set[int] = set()  # seen by restore and not replaced since
+        self._pending: Future[None] | None = None
+        if read_only and not self.directory.is_dir():
+            raise FileNotFoundError(f"no checkpoint directory {self.directory}: train first, or mend the path")
+        if not read_only and jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+        _synchronize("checkpoints opened")
+        ocp = _orbax()
+        self._orbax = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except OSError as failure:
+            if error is None:
+                raise
+            error.add_note(str(failure))  # the first error is the one to tell
+
+    def close(self) -> None:
+        """Waits for the save in progress. Raises its OSError if it failed."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+    def wait(self) -> None:
+        """Returns once the last save is whole on disk. Raises its OSError, once, if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def save(self, step: int, state: PyTree, meta: Mapping[str, Any], score: float | None = None) -> None:
+        """Starts to save `state` (arrays) and `meta` (JSON) as `step`, replacing that step if there is one.
+
+        Waits for the save before, and returns with the state copied: its buffers may be donated at once. When the step
+        is whole, older ones are deleted, except the next older whole one and the best. The best has the highest score,
+        and is the earliest of equals; a score of None or NaN takes no part.
+
+        Raises:
+            ValueError: opened read-only, a negative step, or `meta` is not JSON.
+            OSError: the save before failed; its partial files are gone, and this save has not been started.
+        """
+        self.wait()
+        if self._read_only:
+            raise ValueError(f"checkpoints in {self.directory} were opened read-only: open them for writing to save")
+        if step < 0:
+            raise ValueError(f"checkpoint step {step} is negative: number steps from 0")
+        try:
+            meta = json.loads(json.dumps(dict(meta)))  # a copy: the caller may go on changing its own
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"meta of checkpoint step {step} is not JSON: {error}") from error
+        job = (step, _copy_to_host(state), meta, None if score is None else float(score))
+        if jax.process_count() == 1:
+            self._pending = self._thread.submit(self._write, *job)
+        else:
+            self._write(*job)
+
+    def _write(self, step: int, state: PyTree, meta: dict[str, Any], score: float | None) -> None:
+        args, new = _orbax().args, self.directory / f"{step}.new"
+        composite = args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
+        try:
+            _reserve(self.directory, state)
+            self._orbax.save(new, args=composite, force=True)
+            if jax.process_index() == 0:
+                _write_manifest(new, step, score, _leaves(state))
+                _put_in_place(new)
+                self._damaged.discard(step)
+                self._delete_superseded(step)
+        except Exception as error:
+            if jax.process_index() == 0:
+                with suppress(OSError):
+                    self._clear_leftovers()
+            raise OSError(f"checkpoint step {step} could not be saved in {self.directory}: {_reason(error)}") from error
+        finally:
+            _synchronize(f"checkpoint {step} written")
+
+    def _delete_superseded(self, step: int) -> None:
+        manifests = self._manifests()
+        keep = {*_by_score(manifests)[:1], *[older for older in manifests if older < step][-1:]}
+        for older, path in self._paths().items():
+            if older < step and older not in keep:
+                shutil.rmtree(_move_aside(path))
+
+    def _clear_leftovers(self) -> None:
+        """Removes what killed or failed saves left; a step that lacked only its renaming is renamed."""
+        for path in sorted(self.directory.iterdir()):
+            if re.fullmatch(r"\d+\.new", path.name) and (path / MANIFEST).exists():
+                _put_in_place(path)
+            elif re.fullmatch(r"\d+(\.new|\.old|.*\.orbax-checkpoint-tmp.*)", path.name) and path.exists():
+                shutil.rmtree(path)
+
+    def steps(self) -> tuple[int, ...]:
+        """The steps with a sound manifest, ascending. Their other files are verified when they are restored."""
+        return tuple(self._manifests())
+
+    def best_step(self) -> int | None:
+        """The step of the highest score, the earliest of equals; None without scores."""
+        return next(iter(_by_score(self._manifests())), None)
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """The meta of `step`. Raises FileNotFoundError if there is no such step, ValueError if it is damaged."""
+        self.wait()
+        path = self._paths().get(step)
+        if path is None:
+            raise self._no_such(step)
+        try:
+            _verify(path, step, folder="meta/")
+        except _DamageError as damage:
+            raise ValueError(f"checkpoint {path} is damaged: {damage}") from damage
+        args = _orbax().args
+        return dict(self._orbax.restore(path, args=args.Composite(meta=args.JsonRestore())).meta)
+
+    def restore_newest(self, abstract_state: PyTree) -> Restored | None:
+        """The newest whole checkpoint, or None if there is no checkpoint at all.
+
+        Args:
+            abstract_state: pytree of `jax.ShapeDtypeStruct`, whose shardings and dtypes the arrays are given (other
+                float types are cast); without a sharding they go to the first device.
+
+        Raises:
+            NoWholeCheckpointError: there are checkpoints, but all are damaged. Nothing is deleted.
+            ValueError: the newest whole checkpoint holds other leaves than `abstract_state`.
+        """
+        return self._restore_first(abstract_state, reversed)
+
+    def restore_best(self, abstract_state: PyTree) -> Restored | None:
+        """As `restore_newest`, but the highest score first; None if no checkpoint has a score."""
+
+        def order(steps: list[int]) -> list[int]:
+            manifests = self._manifests()
+            return [s for s in steps if s not in manifests] + _by_score(manifests)  # the unreadable ones, to warn of
+
+        return self._restore_first(abstract_state, order)
+
+    def restore_step(self, step: int, abstract_state: PyTree) -> Restored:
+        """As `restore_newest`, but this step or none. Raises FileNotFoundError if there is no such step."""
+        restored = self._restore_first(abstract_state, lambda steps: [s for s in steps if s == step])
+        if restored is None:
+            raise self._no_such(step)
+        return restored
+
+    def _restore_first(self, abstract_state: PyTree, order: Callable[[list[int]], Iterable[int]]) -> Restored | None:
+        self.wait()
+        faults: dict[int, str] = {}
+        while True:
+            paths = self._paths()  # anew each time: a writer beside us renames and deletes
+            step = next((s for s in order(list(paths)) if s not in faults), None)
+            if step is None:
+                break
+            inode, fault, state, meta, score = _inode(paths[step]), None, None, {}, None
+            try:
+                state, meta, score = self._read(paths[step], step, abstract_state)
+            except _DamageError as damage:
+                fault = str(damage)
+            if inode != _inode(paths[step]):
+                continue  # replaced or deleted while we read
+            if fault is None:
+                warnings = [f"checkpoint {self.directory}/{s} is damaged, passed over: {f}" for s, f in faults.items()]
+                return Restored(step, state, meta, score, tuple(warnings))
+            faults[step] = fault
+            self._damaged.add(step)
+        if not faults:
+            return None
+        listed = "; ".join(f"step {s}: {fault}" for s, fault in faults.items())
+        raise NoWholeCheckpointError(
+            f"no whole checkpoint to restore in {self.directory} ({listed}): nothing was deleted; "
+            "bring the files back from a copy, or move the directory away to start anew"
+        )
+
+    def _read(self, path: Path, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any], float | None]:
+        manifest = _verify(path, step)
+        _check_leaves(path, manifest["leaves"], _leaves(abstract_state))
+        args = _orbax().args
+        state = args.StandardRestore(jax.tree.map(_with_sharding, abstract_state))
+        try:
+            restored = self._orbax.restore(path, args=args.Composite(state=state, meta=args.JsonRestore()))
+        except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError or a bare Exception
+            raise _DamageError(f"Orbax cannot read it, {type(error).__name__}: {_reason(error)}") from error
+        return restored.state, dict(restored.meta), manifest["score"]
+
+    def _paths(self) -> dict[int, Path]:
+        """Where each step lies, ascending. A `<step>.new` with a manifest is newer than `<step>`."""
+        paths = {}
+        for path in sorted(self.directory.iterdir()):
+            match = re.fullmatch(r"(0|[1-9]\d*)(\.new)?", path.name)
+            if match and path.is_dir() and (not match[2] or (path / MANIFEST).exists()):
+                paths[int(match[1])] = path
+        return dict(sorted(paths.items()))
+
+    def _no_such(self, step: int) -> FileNotFoundError:
+        there = ", ".join(map(str, self._paths())) or "none"
+        return FileNotFoundError(f"no checkpoint step {step} in {self.directory}: there are {there}")
+
+    def _manifests(self) -> dict[int, dict[str, Any]]:
+        manifests = {}
+        for step, path in self._paths().items():
+            with suppress(_DamageError):
+                if step not in self._damaged:
+                    manifests[step] = _read_manifest(path, step)
+        return manifests
+
+
+def params_sha256(tree: PyTree) -> str:
+    """sha256 over the leaves in the order of their paths: path, dtype, shape and little-endian bytes of each."""
+    digest = hashlib.sha256()
+    for name, x in sorted(_named_leaves(tree), key=lambda pair: pair[0]):
+        array = np.asarray(x)
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update((array if sys.byteorder == "little" else array.byteswap()).tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _orbax() -> Any:
+    """Orbax, imported on first use (it takes 0.2 s) and quiet: its chatter, and the tracebacks that it also raises."""
+    import orbax.checkpoint as ocp
+
+    def wanted(record: logging.LogRecord) -> bool:
+        theirs = f"{os.sep}orbax{os.sep}" in record.pathname
+        return not theirs or (record.levelno >= logging.WARNING and not record.exc_info)
+
+    logging.getLogger("absl").addFilter(wanted)
+    return ocp
+
+
+def _synchronize(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _copy_to_host(state: PyTree) -> PyTree:
+    """NumPy copies that share no memory with `state`; arrays spread over several processes are left to Orbax.
+
+    `np.asarray` would not do: on the CPU it is a view, which moreover keeps XLA from reusing a donated buffer.
+    """
+
+    def is_local(x: Any) -> bool:
+        return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+
+    for x in jax.tree.leaves(state):
+        if isinstance(x, jax.Array) and is_local(x):
+            x.copy_to_host_async()  # all transfers at once, instead of one after the other
+    return jax.tree.map(lambda x: np.array(x) if is_local(x) else x, state)
+
+
+def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+
+
+def _leaves(tree: PyTree) -> dict[str, list[Any]]:
+    """Path to [dtype, shape]."""
+    return {name: [np.dtype(x.dtype).name, list(x.shape)] for name, x in _named_leaves(tree)}
+
+
+def _check_leaves(path: Path, saved: Mapping[str, list[Any]], asked: Mapping[str, list[Any]]) -> None:
+    """Raises ValueError naming the leaves that differ in presence, shape, or dtype (between floats: a mere cast)."""
+
+    def agree(name: str) -> bool:
+        if name not in saved or name not in asked or saved[name][1] != asked[name][1]:
+            return False
+        dtypes = {saved[name][0], asked[name][0]}
+        return len(dtypes) == 1 or all(jnp.issubdtype(jnp.dtype(d), jnp.floating) for d in dtypes)
+
+    def show(leaves: Mapping[str, list[Any]], name: str) -> str:
+        return f"{leaves[name][0]}{leaves[name][1]}" if name in leaves else "absent"
+
+    names = sorted(name for name in saved.keys() | asked.keys() if not agree(name))
+    if names:
+        first = "; ".join(f"{n} is {show(saved, n)} there, {show(asked, n)} here" for n in names[:3])
+        more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(f"checkpoint {path} is of another model: {first}{more}; use the config it was made with")
+
+
+def _with_sharding(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is None:
+        return x.update(sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    return x
+
+
+def _by_score(manifests: Mapping[int, Mapping[str, Any]]) -> list[int]:
+    """The steps that have a score, the best first, the earlier first among equals."""
+    scores = {step: manifest["score"] for step, manifest in manifests.items()}
+    scored = [step for step, score in scores.items() if score is not None and not math.isnan(score)]
+    return sorted(scored, key=lambda step: (-scores[step], step))
+
+
+def _reserve(directory: Path, state: PyTree) -> None:
+    """Raises OSError if `state` has no room: TensorStore, in mid-write, prints a page of tracebacks with it."""
+    leaves = jax.tree.leaves(state)
+    size = sum(x.nbytes for x in leaves) + 4096 * (len(leaves) + 16)
+    if hasattr(os, "posix_fallocate"):  # asks quotas too; missing on macOS
+        with tempfile.TemporaryFile(dir=directory) as f:
+            os.posix_fallocate(f.fileno(), 0, size)
+
+
+def _put_in_place(new: Path) -> None:
+    """Renames `<step>.new` to `<step>`. Killed between two renamings, the new one counts, having a manifest."""
+    final = new.with_suffix("")
+    old = _move_aside(final) if final.exists() else None
+    new.replace(final)
+    if old:
+        shutil.rmtree(old)
+
+
+def _move_aside(path: Path) -> Path:
+    """Renames a step that is to be deleted, lest a kill leave half of it under its number."""
+    old = path.with_name(f"{path.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    return path.replace(old)
+
+
+def _write_manifest(path: Path, step: int, score: float | None, leaves: Mapping[str, list[Any]]) -> None:
+    files = {}
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as f:
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+        files[file.relative_to(path).as_posix()] = [file.stat().st_size, digest]
+    body = json.dumps({"step": step, "score": score, "leaves": leaves, "files": files})
+    temporary = path / f"{MANIFEST}.tmp"
+    temporary.write_text(f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n")
+    temporary.replace(path / MANIFEST)
+
+
+def _read_manifest(path: Path, step: int) -> dict[str, Any]:
+    try:
+        body, _, digest = (path / MANIFEST).read_bytes().partition(b"\n")
+    except OSError as error:
+        raise _DamageError(f"{MANIFEST} cannot be read: {error.strerror}") from error
+    if digest != f"{hashlib.sha256(body).hexdigest()}\n".encode():
+        raise _DamageError(f"{MANIFEST} does not match its own sha256")
+    manifest = json.loads(body)
+    if manifest["step"] != step:
+        raise _DamageError(f"{MANIFEST} is that of step {manifest['step']}")
+    return manifest
+
+
+def _verify(path: Path, step: int, folder: str = "") -> dict[str, Any]:
+    """The manifest, once every file in `folder` has the size and sha256 that it says. Raises _DamageError."""
+    manifest = _read_manifest(path, step)
+    for name, (size, digest) in manifest["files"].items():
+        if not name.startswith(folder):
+            continue
+        try:
+            with (path / name).open("rb") as f:
+                actual = os.fstat(f.fileno()).st_size
+                if actual != size:
+                    raise _DamageError(f"{name} has {actual} bytes instead of {size}")
+                if hashlib.file_digest(f, "sha256").hexdigest() != digest:
+                    raise _DamageError(f"{name} does not match its sha256")
+        except OSError as error:
+            raise _DamageError(f"{name} cannot be read: {error.strerror}") from error
+    return manifest
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line. TensorStore hides the system's error in a dump: "... [os_error_code='28' ...]"."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else (str(error).splitlines() or [type(error).__name__])[0][:200]

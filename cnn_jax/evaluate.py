@@ -1,0 +1,69 @@
+"""An exact pass over a split: every example once, whatever the batch size, the devices and the processes.
+
+The last batch is padded and its padding masked; what the program returns is per example, and is counted on the host.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
+
+from cnn_jax import sharding
+from cnn_jax.data.augment import normalize
+from cnn_jax.data.pipeline import in_order
+from cnn_jax.data.source import ArraySource
+from cnn_jax.step import compiler_options
+from cnn_jax.task import Batch, Task
+
+
+class Evaluator:
+    """A task's `predict_fn`, compiled, on pictures as they lie in a source.
+
+    preprocessing: a source's `info.preprocessing`; its mean and standard deviation normalise the pictures.
+    """
+
+    def __init__(self, task: Task, preprocessing: Mapping[str, Any], mesh: Mesh):
+        self._task, self._mesh = task, mesh
+
+        def predict(variables: PyTree, batch: Batch) -> dict[str, Array]:
+            predictions = task.predict_fn(variables, normalize_batch(batch, preprocessing))
+            # Whatever scoring may need comes back with the predictions, on every process.
+            return {name: value for name, value in batch.items() if name != "image"} | predictions
+
+        self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh), compiler_options=compiler_options())
+
+    def predict(self, variables: PyTree, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Predictions for a batch that every process holds whole, and that the devices divide."""
+        rows = sharding.local_rows(len(batch["mask"]), self._mesh)
+        local = {name: array[rows] for name, array in batch.items()}
+        return jax.device_get(self._predict(variables, sharding.put_batch(local, self._mesh)))
+
+    def evaluate(
+        self,
+        variables: PyTree,
+        source: ArraySource,
+        batch_size: int,
+        poll: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """The task's score over all of `source`. `poll` is called before each batch and may raise to stop.
+
+        batch_size: of all devices together; rounded up to what they divide, since padding counts for nothing.
+        """
+        batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        kept: list[dict[str, np.ndarray]] = []
+        for batch in in_order(source, batch_size):
+            poll()
+            predictions = self.predict(variables, batch)
+            kept.append({name: value[predictions["mask"]] for name, value in predictions.items()})
+        gathered = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+        if not np.array_equal(gathered["index"], np.arange(len(source))):
+            raise AssertionError("an evaluation did not see every example exactly once")
+        return self._task.score(gathered)
+
+
+def normalize_batch(batch: Batch, preprocessing: Mapping[str, Any]) -> Batch:
+    """The batch with its pictures, 0 to 255, as the model takes them: float32, of the training set's mean and deviation."""
+    return {**batch, "image": normalize(batch["image"], preprocessing["mean"], preprocessing["std"])}

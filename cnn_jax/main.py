@@ -1,0 +1,233 @@
+"""The verbs. `./launch.sh VERB ...` runs `python -m cnn_jax.main VERB ...`; heavy imports wait until a verb needs them."""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent  # configs/, experiments/ and runs/ belong to a clone
+
+OVERRIDES = """
+CONFIG is a recipe, e.g. configs/lenet_digits.py; what follows a colon is its argument (CONFIG:key=value,key=value).
+Any field of it can be set: --config.seed=1 --config.optim.lr=0.05 --config.optim.step_epochs='(30, 60)'
+"""
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood: exit code 2."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All verbs and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="./launch.sh",
+        description="Convolutional networks in JAX and Flax. Without a verb: trains LeNet-5 on handwritten digits.",
+        epilog="./launch.sh VERB --help tells more of each.",
+    )
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=argparse.ArgumentParser)
+
+    def add(verb: str, what: str, **more: Any) -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        return verbs.add_parser(verb, help=what, description=what, parents=[debug], formatter_class=raw, **more)
+
+    add("demo", "trains LeNet-5 on handwritten digits in runs/lenet_digits, as no verb does")
+    train = add("train", "trains a recipe, or resumes it where its workdir stands", epilog=OVERRIDES)
+    train.add_argument("config", metavar="CONFIG[:ARG]", help="a recipe, e.g. configs/lenet_digits.py")
+    train.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="where the run is kept, and resumed")
+    train.add_argument("--config.KEY", dest="unused", metavar="VALUE", help="sets a field of the recipe")
+    evaluate = add("evaluate", "scores a run on a whole split, every example once")
+    evaluate.add_argument("workdir", type=Path, metavar="DIR")
+    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    evaluate.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    evaluate.add_argument("--batch_size", type=int, default=512, metavar="N", help="changes the time, not the counts")
+    evaluate.add_argument("--json", action="store_true", help="the whole score as JSON")
+    predict = add("predict", "the five likeliest classes of your own pictures, with probabilities")
+    predict.add_argument("workdir", type=Path, metavar="DIR")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
+    test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
+    test.epilog = "Further arguments go to pytest."
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, 1 for an error, 2 for a wrong command line, 128 + the signal's number."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        args, rest = make_parser().parse_known_args(argv)
+        if rest and args.verb not in ("train", "test"):
+            raise UsageError(f"unknown argument {rest[0]!r}; see ./launch.sh {args.verb or ''} --help")
+        return {"train": train, "evaluate": evaluate, "predict": predict, "test": test}.get(args.verb, demo)(args, rest)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: not even the flush at exit may complain
+        return 1
+    except Exception as error:  # the one place that turns an error into a line
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """Prints one line for an error and returns the exit code."""
+    signum = getattr(error, "signum", None)
+    if signum is not None:
+        print(f"{error}; everything is saved, the same command goes on from here", file=sys.stderr)
+        return 128 + signum
+    message = str(error).strip().partition("\n")[0]
+    expected = isinstance(error, UsageError | ValueError | OSError | ArithmeticError)
+    if not expected or not message:
+        message = f"{type(error).__name__}: {message} (--debug shows where)"
+    print(f"error: {message}", file=sys.stderr)
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def configure_jax() -> None:
+    """The persistent compilation cache, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def load_config(config: str, overrides: list[str]) -> Any:
+    """The config of `FILE[:ARG]` with `--config.key=value` overrides. Raises UsageError, FileNotFoundError, ValueError."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    from cnn_jax.resolve import nearest
+    from cnn_jax.workdir import flat, to_plain
+
+    path, _, arg = config.partition(":")
+    recipe = load_recipe(Path(path))
+    try:
+        value = recipe.get_config(arg or None)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from error
+    fields = flat(to_plain(value))
+    for override in overrides:
+        if not override.startswith("--config."):
+            raise UsageError(f"unknown argument {override!r}; a field is set by --config.KEY=VALUE")
+        key, equals, _ = override.removeprefix("--config.").partition("=")
+        if key not in fields:
+            raise UsageError(f"{path} has no field config.{key}{nearest(key, fields)}")
+        if not equals:
+            raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", value, flag_values=values)
+    try:
+        values(["cnn_jax", *overrides])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+    return values.config
+
+
+def load_recipe(path: Path) -> Any:
+    """A config file as a module; `configs` is importable from it."""
+    found = next(
+        (p for p in (path, ROOT / path, path.with_suffix(".py"), ROOT / path.with_suffix(".py")) if p.is_file()), None
+    )
+    if found is None:
+        from cnn_jax.resolve import nearest
+
+        known = [f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")) if p.stem != "common"]
+        raise FileNotFoundError(f"no config {path}{nearest(str(path), known)}; there are: {', '.join(known)}")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    spec = importlib.util.spec_from_file_location(f"configs.{found.stem}", found)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{found} is not Python: a config is a .py file with get_config(arg)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{found}, line {error.lineno}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{found} does not load: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{found} has no get_config(arg); see configs/lenet_digits.py")
+    return module
+
+
+def train(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`train CONFIG --workdir=DIR`."""
+    config = load_config(args.config, overrides)
+    _train(config, args.workdir)
+    return 0
+
+
+def demo(args: argparse.Namespace, rest: list[str]) -> int:
+    """No verb: the digits recipe, in runs/ of the clone."""
+    _train(load_config("configs/lenet_digits.py", []), ROOT / "runs" / "lenet_digits")
+    return 0
+
+
+def _train(config: Any, workdir: Path) -> None:
+    configure_jax()
+    from cnn_jax.summary import summary
+    from cnn_jax.train import run
+
+    print(summary(run(config, workdir), workdir))
+
+
+def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+    """`evaluate DIR`."""
+    if args.batch_size < 1:
+        raise UsageError(f"--batch_size={args.batch_size} must be at least 1")
+    configure_jax()
+    import json
+
+    from cnn_jax.evaluate import Evaluator
+    from cnn_jax.summary import scores
+    from cnn_jax.workdir import load_run
+
+    run = load_run(args.workdir, args.checkpoint)
+    evaluator = Evaluator(run.parts.task, run.parts.info.preprocessing, run.parts.mesh)
+    metrics = evaluator.evaluate(run.variables, run.parts.sources[args.split], args.batch_size)
+    for warning in run.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"split": args.split, "step": run.step, **metrics}))
+    else:
+        print(f"{args.workdir}, step {run.step}, {args.split} split")
+        print(scores(metrics, run.parts.info.classes))
+    return 0
+
+
+def predict(args: argparse.Namespace, rest: list[str]) -> int:
+    """`predict DIR IMAGE...`."""
+    from cnn_jax.data.decode import read_picture
+
+    pictures = [read_picture(path) for path in args.images]  # all of them first: a bad path is told before any work
+    configure_jax()
+    from cnn_jax.predict import predict_pictures
+    from cnn_jax.workdir import load_run
+
+    run = load_run(args.workdir, args.checkpoint)
+    for warning in run.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for path, top in zip(args.images, predict_pictures(run, pictures), strict=True):
+        print(f"{path}:  " + "  ".join(f"{name} {probability:.4f}" for name, probability in top))
+    return 0
+
+
+def test(args: argparse.Namespace, rest: list[str]) -> int:
+    """`test [--full] [PYTEST ARGS]`; the exit code is pytest's."""
+    marks = [] if args.full else ["-m", "not full"]
+    environment = os.environ | {"CNN_JAX_FULL": "1" if args.full else ""}
+    return subprocess.run([sys.executable, "-m", "pytest", *marks, *rest], cwd=ROOT, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

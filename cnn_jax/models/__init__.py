@@ -1,0 +1,1 @@
+"""Networks, one paper a file, each with `VARIANTS` and `build(variant, ...)`."""

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Makes the environment in .venv (once; about a minute), then runs a verb of cnn_jax.
+#
+#   ./launch.sh                 train LeNet-5 on handwritten digits
+#   ./launch.sh VERB ...        train, evaluate, predict, test: see ./launch.sh --help
+#
+# PYTHON=python3.12 chooses the interpreter (3.11 to 3.13); ACCELERATOR=cuda or tpu adds that build of JAX.
+set -euo pipefail
+here=$PWD
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
+venv=$root/.venv
+
+fail() { echo "launch.sh: $*" >&2; exit 1; }
+
+# The first interpreter that runs and is of a supported version. A version manager's shim may exist and yet not run.
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      echo "$candidate"; return
+    fi
+  done
+  [ -z "${PYTHON:-}" ] || fail "PYTHON=$PYTHON does not run, or is not Python 3.11, 3.12 or 3.13"
+  fail "no Python 3.11, 3.12 or 3.13 found; install one, or name it: PYTHON=/path/to/python3.12 ./launch.sh"
+}
+
+locks=("$root/requirements.lock")
+case ${ACCELERATOR:-} in
+  "") ;;
+  cuda|tpu) locks+=("$root/requirements-$ACCELERATOR.lock") ;;
+  *) fail "ACCELERATOR=$ACCELERATOR is not known; it is cuda or tpu" ;;
+esac
+
+# What the environment was made from. Without ACCELERATOR, one that was made with it serves as well.
+stamp() { echo "$root"; cat "$@" | sha256sum; }
+is_current() {
+  [ -x "$venv/bin/python" ] && [ -f "$venv/made-from" ] || return 1
+  [ -z "${PYTHON:-}" ] || [ "$("$PYTHON" -V 2>&1)" = "$("$venv/bin/python" -V 2>&1)" ] || return 1
+  local lock made; made=$(<"$venv/made-from")
+  [ "$made" = "$(stamp "${locks[@]}")" ] && return 0
+  [ -z "${ACCELERATOR:-}" ] || return 1
+  for lock in "$root"/requirements-*.lock; do
+    [ "$made" = "$(stamp "${locks[@]}" "$lock")" ] && return 0
+  done
+  return 1
+}
+
+make_environment() {
+  local python lock; python=$(find_python) || exit 1
+  echo "launch.sh: making $venv with $("$python" -V 2>&1) (once) ..." >&2
+  rm -rf "$venv"
+  if command -v uv >/dev/null 2>&1; then
+    uv venv --quiet --python "$(command -v "$python")" "$venv" || fail "uv could not make $venv"
+    for lock in "${locks[@]}"; do
+      uv pip install --quiet --python "$venv/bin/python" --require-hashes -r "$lock" || fail "uv could not install $lock"
+    done
+    uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e "$root" || fail "uv could not install cnn_jax"
+  else
+    "$python" -m venv "$venv" || fail "'$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
+    for lock in "${locks[@]}"; do
+      "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" || fail "pip could not install $lock"
+    done
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root" || fail "pip could not install cnn_jax"
+  fi
+  stamp "${locks[@]}" >"$venv/made-from.partial"
+  mv "$venv/made-from.partial" "$venv/made-from"
+  echo "launch.sh: environment ready in $SECONDS s" >&2
+}
+
+if ! is_current; then
+  # Two starts at once: the second waits here, then finds the work done.
+  exec 9>"$root/.venv.lock"
+  if command -v flock >/dev/null 2>&1; then flock 9; fi
+  is_current || make_environment
+  exec 9>&-
+fi
+if [ -z "${ACCELERATOR:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && ! [ -d "$(echo "$venv"/lib/python3*/site-packages/jax_plugins)" ]; then
+  echo "launch.sh: this machine has an NVIDIA driver; ACCELERATOR=cuda ./launch.sh ... uses it (this run is on the CPU)" >&2
+fi
+
+cd "$here"
+exec "$venv/bin/python" -m cnn_jax.main "$@"

@@ -1,0 +1,342 @@
+"""A run, whole or cut short anywhere, ends with the same bits; what stops it is told, and nothing is lost."""
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax import assemble as assembling
+from cnn_jax.interruption import Interrupted
+from cnn_jax.train import Diverged, run
+from tests.processes import ROOT, command, process_environment
+
+FIELDS_OF_A_FINISHED_RUN = (
+    "config seed git versions device dataset classes preprocessing input_shape num_params status step metrics "
+    "params_sha256 timing"
+).split()
+
+
+def metrics_of(workdir: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in (workdir / "metrics.jsonl").open()]
+
+
+def outcome(workdir: Path) -> tuple:
+    record = json.loads((workdir / "run.json").read_text())
+    return record["params_sha256"], record["metrics"], record["best"], metrics_of(workdir)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A tiny run from start to end, and its config."""
+    config = tiny()
+    workdir = tmp_path_factory.mktemp("straight")
+    run(config, workdir)
+    return config, workdir
+
+
+def tiny(**changes):
+    """Like the fixture tiny_config, for fixtures of wider scope, with every kind of state in use."""
+    from configs.common import base
+    from tests.conftest import XO
+
+    config = base()
+    config.model.name, config.model.variant = "models.lenet", "modern"
+    config.data = XO
+    config.batch_size, config.num_epochs = 16, 4
+    config.augment.max_shift_px = 1.0
+    config.optim.lr, config.optim.ema_decay, config.optim.schedule = 0.02, 0.9, "plateau"
+    config.optim.plateau_patience_evals = 1
+    config.checkpoint.every_epochs = 0.6
+    config.log.every_steps, config.log.use_tensorboard = 3, False
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_the_record_of_a_finished_run(straight):
+    config, workdir = straight
+    record = json.loads((workdir / "run.json").read_text())
+    assert [name for name in FIELDS_OF_A_FINISHED_RUN if name not in record] == []
+    assert (
+        record["status"] == "finished"
+        and record["step"] == record["num_steps"] == 20
+        and record["num_params"] == 61_021
+    )
+    lines = metrics_of(workdir)
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [5, 10, 15, 20]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [3, 6, 9, 12, 15, 18, 20]
+    assert lines[-1]["split"] == "test" and lines[-1]["accuracy"] == record["metrics"]["accuracy"]
+    assert record["metrics"]["count"] == 50 and np.sum(record["metrics"]["confusion"]) == 50
+    assert {"compile_s", "steps_per_s", "examples_per_s"} <= record["timing"].keys()
+    assert lines[0]["loss"] > 0 and 0 <= lines[0]["accuracy"] <= 1 and lines[0]["grad_norm"] > 0
+
+
+def test_the_same_command_twice_gives_the_same_bits(straight, tmp_path):
+    config, workdir = straight
+    run(config, tmp_path)
+    assert outcome(tmp_path) == outcome(workdir)
+
+
+def test_another_seed_is_another_run(straight, tmp_path):
+    _, workdir = straight
+    assert run(tiny(seed=1), tmp_path)["params_sha256"] != outcome(workdir)[0]
+
+
+def test_a_finished_run_says_so_and_does_nothing(straight, capsys):
+    config, workdir = straight
+    before = (workdir / "run.json").stat().st_mtime_ns, (workdir / "metrics.jsonl").stat().st_mtime_ns
+    record = run(config, workdir)
+    assert record["status"] == "finished" and "has finished" in capsys.readouterr().out
+    assert ((workdir / "run.json").stat().st_mtime_ns, (workdir / "metrics.jsonl").stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("polls", [1, 2, 5, 8, 9, 14, 23, 29, 30, 31])
+def test_interrupted_at_a_poll_and_resumed(straight, tmp_path, monkeypatch, polls):
+    """Each poll is a place where a signal may be noticed: before a step, before a batch of an evaluation."""
+    config, workdir = straight
+    count = itertools.count(1)
+
+    def poll(self):
+        if next(count) == polls:
+            raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Interrupted):
+        patch.setattr("cnn_jax.interruption.Interruption.poll", poll)
+        run(config, tmp_path)
+        pytest.fail(f"the run has fewer than {polls} polls")
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    run(config, tmp_path)
+    assert outcome(tmp_path) == outcome(workdir)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(straight, tmp_path, capsys):
+    config, workdir = straight
+    short = tiny(num_epochs=2)
+    run(short, tmp_path)
+    newest = max((p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    run(config, tmp_path)
+    out = capsys.readouterr().out
+    assert f"warning: {newest}" in out and "resuming" in out
+    assert outcome(tmp_path)[0] == outcome(workdir)[0]
+
+
+def test_a_longer_run_goes_on_and_tells_what_becomes_of_the_schedule(tmp_path, capsys):
+    config = tiny(num_epochs=1)
+    run(config, tmp_path)
+    assert run(tiny(num_epochs=2), tmp_path)["step"] == 10
+    assert "leaves the learning-rate schedule as it was" in capsys.readouterr().out
+    cosine = tiny(num_epochs=1)
+    cosine.optim.schedule = "cosine"
+    run(cosine, tmp_path / "cosine")
+    cosine.num_epochs = 3
+    run(cosine, tmp_path / "cosine")
+    assert "cosine" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"is at step 15 already, beyond the 5 of config.num_epochs=1"):
+        run(cosine.copy_and_resolve_references() if False else _shorter(cosine), tmp_path / "cosine")
+    assert json.loads((tmp_path / "cosine" / "run.json").read_text())["status"] == "finished"
+
+
+def _shorter(config):
+    config.num_epochs = 1
+    return config
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_fields_named(straight):
+    config, workdir = straight
+    before = (workdir / "run.json").read_text()
+    other = tiny(batch_size=8)
+    other.optim.lr = 0.5
+    with pytest.raises(
+        ValueError, match=r"another config \(batch_size: 16 there, 8 now; optim.lr: 0.02 there, 0.5 now\)"
+    ):
+        run(other, workdir)
+    assert (workdir / "run.json").read_text() == before
+
+
+def test_logging_fields_may_change(tmp_path):
+    run(tiny(num_epochs=1), tmp_path)
+    config = tiny(num_epochs=2)
+    config.log.every_steps = 7
+    assert run(config, tmp_path)["status"] == "finished"
+
+
+@pytest.mark.parametrize("steps_per_dispatch", [1, 4])
+def test_a_diverged_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, steps_per_dispatch):
+    poisoned = 12
+    loss_of = assembling.Parts.loss_fn
+
+    def loss_fn(self):
+        good = loss_of(self)
+
+        def poisoning(params, model_state, batch, rngs):
+            # Steps are told apart by their draws: the poisoned one's key is known beforehand.
+            key = jax.random.fold_in(jax.random.fold_in(self.root_key(), _stream("augment")), poisoned)
+            is_poisoned = jnp.all(jax.random.key_data(rngs["augment"]) == jax.random.key_data(key))
+            loss, aux = good(params, model_state, batch, rngs)
+            return jnp.where(is_poisoned, jnp.nan, loss), aux
+
+        return poisoning
+
+    monkeypatch.setattr(assembling.Parts, "loss_fn", loss_fn)
+    config = tiny(steps_per_dispatch=steps_per_dispatch)
+    with pytest.raises(
+        Diverged, match=rf"diverged at step {poisoned}: the loss and the gradient not finite, first in 'C1'"
+    ):
+        run(config, tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "diverged" and record["diverged"] == {"step": poisoned, "group": "C1"}
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept and max(kept) <= poisoned
+    monkeypatch.setattr(assembling.Parts, "loss_fn", loss_of)  # what was kept is good: the run goes on from it
+    assert run(config, tmp_path)["status"] == "finished"
+
+
+def _stream(name: str) -> int:
+    import zlib
+
+    return zlib.crc32(name.encode())
+
+
+def test_two_processes_cannot_train_in_one_workdir(straight, tmp_path):
+    from cnn_jax.workdir import locked
+
+    with locked(tmp_path), pytest.raises(ValueError, match="another process is training in"):
+        run(straight[0], tmp_path)
+
+
+def test_a_profile_is_written_on_request(tmp_path):
+    config = tiny(num_epochs=1)
+    config.log.profile_steps = (2, 4)
+    run(config, tmp_path)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_tensorboard_repeats_metrics_jsonl(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(num_epochs=1)
+    config.log.use_tensorboard = True
+    run(config, tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    wanted = [(line["step"], line["loss"]) for line in metrics_of(tmp_path) if line["split"] == "train"]
+    tag = "train/loss"
+    got = (
+        [(e.step, float(np.ravel(e.tensor_proto.float_val)[0])) for e in events.Tensors(tag)]
+        if tag in events.Tags()["tensors"]
+        else [(e.step, e.value) for e in events.Scalars(tag)]
+    )
+    assert [step for step, _ in got] == [step for step, _ in wanted]
+    np.testing.assert_allclose([v for _, v in got], [v for _, v in wanted], rtol=1e-6)
+
+
+# Killed for real, in processes of their own.
+
+RECIPE = ("train", "configs/lenet_xo.py", "--config.num_epochs=3", "--config.data.num_train=400", "--config.log.every_steps=3",
+          "--config.checkpoint.every_epochs=0.4", "--config.optim.ema_decay=0.9", "--config.augment.max_shift_px=1.0")  # fmt: skip
+PHASES = ("train", "evaluate", "save")
+
+
+def start(workdir: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(*RECIPE, f"--workdir={workdir}"), env=process_environment(), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight_process(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("straight_process")
+    process = start(workdir)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return workdir
+
+
+def kill_in(phase: str, workdir: Path, rng: random.Random, signum: int = signal.SIGKILL) -> str:
+    """Starts the run and kills it at a random moment of a phase; returns what it had printed.
+
+    The phases are told from outside: evaluating once a validation line of an epoch is due to come, saving while the
+    directory of checkpoints holds one that is not whole.
+    """
+    process = start(workdir)
+    log, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
+    lines = lambda: log.read_text().count("\n") if log.exists() else 0  # noqa: E731
+    deadline, first = time.monotonic() + 120, lines()
+    reached = {
+        "train": lambda: lines() > first + rng.randint(0, 3),
+        "evaluate": lambda: lines() > first and (lines() - first) % 3 == 2,
+        "save": lambda: any("tmp" in p.name or not (p / "MANIFEST").exists() for p in checkpoints.glob("*")),
+    }[phase]
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            if reached():
+                time.sleep(rng.uniform(0, 0.02))
+                break
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=120)
+    return out
+
+
+def test_killed_in_each_phase_and_restarted(straight_process, tmp_path):
+    rng = random.Random(0)
+    for phase in PHASES:
+        kill_in(phase, tmp_path, rng)
+    process = start(tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert outcome(tmp_path) == outcome(straight_process)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_five_times_in_a_phase(straight_process, tmp_path, phase):
+    rng, kills = random.Random(PHASES.index(phase)), 0
+    for round_number in itertools.count():
+        workdir = tmp_path / str(round_number)
+        while kills < 5:
+            out = kill_in(phase, workdir, rng)
+            if "test split" in out:
+                break  # it had finished before it could be killed
+            kills += 1
+        process = start(workdir)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+        assert outcome(workdir) == outcome(straight_process)
+        if kills >= 5:
+            return
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_with_its_code(straight_process, tmp_path, signum, code):
+    process = start(tmp_path)
+    while not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").stat().st_size == 0:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == code, out
+    assert "everything is saved" in out and "Traceback" not in out
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "interrupted" and (tmp_path / "checkpoints" / str(record["step"])).is_dir()
+    process = start(tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"at step {record['step']} of" in out
+    assert outcome(tmp_path) == outcome(straight_process)
+
+
+assert os.name == "posix"
