@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cnn_jax import sharding
 from cnn_jax.data.augment import make_augment
-from cnn_jax.data.source import ArraySource
+from cnn_jax.data.source import SPLITS, ArraySource
 from cnn_jax.evaluate import normalize_batch
 from cnn_jax.optim import Optimizer, make_optimizer
 from cnn_jax.resolve import nearest, resolve
@@ -80,9 +80,11 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None) -> Parts:
     """The parts of the run that `config` describes. Raises ValueError or OSError with one line that names the field."""
     mesh = mesh or sharding.make_mesh()
     check_config(config)
-    sharding.check_divides("config.batch_size", config.batch_size, mesh)
     data, task = resolve(config.data.name, "config.data.name"), resolve(config.task, "config.task")
-    sources = {split: data.make_source(config.data, split) for split in ("train", "validation", "test")}
+    try:
+        sources = {split: data.make_source(config.data, split) for split in SPLITS}
+    except (AttributeError, KeyError) as error:  # ConfigDict's word for a field that the recipe forgot
+        raise ValueError(f"config.data lacks what {config.data.name} asks for: {str(error).splitlines()[0]}") from error
     info = sources["train"].info
     module = build_model(config.model, num_classes=len(info.classes), image_shape=info.image_shape)
     if config.batch_size > len(sources["train"]):

@@ -83,7 +83,7 @@ class Checkpoints:
             self._clear_leftovers()
         _synchronize("checkpoints opened")
         ocp = _orbax()
-        self._orbax = ocp.Checkpointer(
+        self._checkpointer = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -105,13 +105,17 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._orbax.close()
+            self._checkpointer.close()
 
     def wait(self) -> None:
         """Returns once the last save is whole on disk. Raises its OSError, once, if it failed."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
         if pending is not None:
-            pending.result()
+            try:
+                pending.result()
+            finally:
+                if pending.done():  # or Ctrl-C came: then the next wait waits
+                    self._pending = None
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any], score: float | None = None) -> None:
         """Starts to save `state` (arrays) and `meta` (JSON) as `step`, replacing that step if there is one.
@@ -144,7 +148,7 @@ class Checkpoints:
         composite = args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
         try:
             _reserve(self.directory, state)
-            self._orbax.save(new, args=composite, force=True)
+            self._checkpointer.save(new, args=composite, force=True)
             if jax.process_index() == 0:
                 _write_manifest(new, step, score, _leaves(state))
                 _put_in_place(new)
@@ -170,7 +174,7 @@ class Checkpoints:
         for path in sorted(self.directory.iterdir()):
             if re.fullmatch(r"\d+\.new", path.name) and (path / MANIFEST).exists():
                 _put_in_place(path)
-            elif re.fullmatch(r"\d+(\.new|\.old|.*\.orbax-checkpoint-tmp.*)", path.name) and path.exists():
+            elif re.fullmatch(r"\d+\.(new|old|orbax-checkpoint-tmp).*", path.name) and path.exists():
                 shutil.rmtree(path)
 
     def steps(self) -> tuple[int, ...]:
@@ -192,7 +196,7 @@ class Checkpoints:
         except _DamageError as damage:
             raise ValueError(f"checkpoint {path} is damaged: {damage}") from damage
         args = _orbax().args
-        return dict(self._orbax.restore(path, args=args.Composite(meta=args.JsonRestore())).meta)
+        return dict(self._checkpointer.restore(path, args=args.Composite(meta=args.JsonRestore())).meta)
 
     def restore_newest(self, abstract_state: PyTree) -> Restored | None:
         """The newest whole checkpoint, or None if there is no checkpoint at all.
@@ -228,7 +232,7 @@ class Checkpoints:
         faults: dict[int, str] = {}
         while True:
             paths = self._paths()  # anew each time: a writer beside us renames and deletes
-            step = next((s for s in order(list(paths)) if s not in faults), None)
+            step = next((s for s in order(list(paths)) if s in paths and s not in faults), None)
             if step is None:
                 break
             inode, fault, state, meta, score = _inode(paths[step]), None, None, {}, None
@@ -257,7 +261,7 @@ class Checkpoints:
         args = _orbax().args
         state = args.StandardRestore(jax.tree.map(_with_sharding, abstract_state))
         try:
-            restored = self._orbax.restore(path, args=args.Composite(state=state, meta=args.JsonRestore()))
+            restored = self._checkpointer.restore(path, args=args.Composite(state=state, meta=args.JsonRestore()))
         except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError or a bare Exception
             raise _DamageError(f"Orbax cannot read it, {type(error).__name__}: {_reason(error)}") from error
         return restored.state, dict(restored.meta), manifest["score"]

@@ -1,6 +1,8 @@
 """The verbs. `./launch.sh VERB ...` runs `python -m cnn_jax.main VERB ...`; heavy imports wait until a verb needs them."""
 
 import argparse
+import ast
+import functools
 import importlib.util
 import os
 import subprocess
@@ -103,11 +105,8 @@ def configure_jax() -> None:
 
 def load_config(config: str, overrides: list[str]) -> Any:
     """The config of `FILE[:ARG]` with `--config.key=value` overrides. Raises UsageError, FileNotFoundError, ValueError."""
-    from absl import flags
-    from ml_collections import config_flags
-
     from cnn_jax.resolve import nearest
-    from cnn_jax.workdir import flat, to_plain
+    from cnn_jax.workdir import flat
 
     path, _, arg = config.partition(":")
     recipe = load_recipe(Path(path))
@@ -115,22 +114,32 @@ def load_config(config: str, overrides: list[str]) -> Any:
         value = recipe.get_config(arg or None)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from error
-    fields = flat(to_plain(value))
+    fields = flat(value)
     for override in overrides:
         if not override.startswith("--config."):
             raise UsageError(f"unknown argument {override!r}; a field is set by --config.KEY=VALUE")
-        key, equals, _ = override.removeprefix("--config.").partition("=")
+        key, equals, text = override.removeprefix("--config.").partition("=")
         if key not in fields:
             raise UsageError(f"{path} has no field config.{key}{nearest(key, fields)}")
         if not equals:
             raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", value, flag_values=values)
+        *sections, last = key.split(".")
+        section = functools.reduce(lambda section, name: section[name], sections, value)
+        section[last] = parse_value(f"--config.{key}", text, type(section[last]))
+    return value
+
+
+def parse_value(flag: str, text: str, kind: type) -> Any:
+    """The value that `text` spells, of the type that the field has. Raises UsageError."""
     try:
-        values(["cnn_jax", *overrides])
-    except (flags.Error, TypeError, ValueError) as error:
-        raise UsageError(str(error).splitlines()[0]) from error
-    return values.config
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind is tuple:
+            return tuple(ast.literal_eval(text))
+        return kind(text)
+    except (KeyError, ValueError, TypeError, SyntaxError):
+        example = {bool: "true or false", tuple: "as '(30, 60)'"}.get(kind, "")
+        raise UsageError(f"{flag}={text} must be of type {kind.__name__}{example and ', ' + example}") from None
 
 
 def load_recipe(path: Path) -> Any:

@@ -115,8 +115,7 @@ def make_optimizer(config: Any, *, params: Tree, steps_per_epoch: int, num_steps
     velocity = [optax.trace(config.momentum, config.use_nesterov)] if config.momentum else []
     match config.name, config.momentum_form:
         case "adamw", _:
-            moments = [optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps)]
-            parts = [*clip, *moments, *decay, *rate]
+            parts = [*clip, optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps), *decay, *rate]
         case _, "pytorch":
             parts = [*clip, *decay, *velocity, *rate]
         case _, "alexnet":
@@ -148,8 +147,7 @@ def describe_schedule_change(
     if old_num_steps == new_num_steps:
         return None
     _check(config)
-    lengths = (old_num_steps, new_num_steps)
-    old, new = (float(_make_schedule(config, steps_per_epoch, length)(step)) for length in lengths)
+    old, new = (float(_make_schedule(config, steps_per_epoch, n)(step)) for n in (old_num_steps, new_num_steps))
     rate = f"the {config.schedule} schedule: its rate at step {step}"
     if config.schedule in ("cosine", "linear"):
         return f"num_steps {old_num_steps} -> {new_num_steps} alters {rate} goes from {old:.6g} to {new:.6g}"

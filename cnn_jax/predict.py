@@ -12,7 +12,7 @@ BATCH_SIZE = 64
 
 
 def predict_pictures(
-    run: TrainedRun, pictures: list[UInt8[np.ndarray, "h w c"]], most: int = 5
+    run: TrainedRun, pictures: list[UInt8[np.ndarray, "_h _w _c"]], most: int = 5
 ) -> list[list[tuple[str, float]]]:
     """For each picture, of any size, its likeliest classes with their probabilities, likeliest first."""
     info, parts = run.parts.info, run.parts

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from cnn_jax.optim import init_ema
 
@@ -28,12 +28,12 @@ class TrainState:
     inside a dispatch of many steps, too, the run stops where it diverged, and `step` tells where.
     """
 
-    step: Int[Array, ""]
+    step: Any  # int32 scalar; a tree of shapes, shardings or paths has this structure too, hence no array type
     params: PyTree
     model_state: PyTree  # the collections that are not trained: BatchNorm's running statistics
     opt_state: PyTree
     ema: PyTree | None  # {"params", "model_state"}, or None
-    diverged: Bool[Array, ""]
+    diverged: Any  # bool scalar
 
     @property
     def eval_variables(self) -> dict[str, PyTree]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cnn_jax import records
+from cnn_jax import records, sharding
 from cnn_jax.assemble import Parts, assemble
 from cnn_jax.checkpoint import Checkpoints, params_sha256
 from cnn_jax.data.pipeline import Pipeline
@@ -38,6 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     workdir = Path(workdir).absolute()
     with Interruption() as interruption:
         parts = assemble(config)
+        sharding.check_divides("config.batch_size", config.batch_size, parts.mesh)
         with locked(workdir):
             before = open_workdir(workdir, parts)
             if before and before["status"] == "finished" and before["step"] == parts.num_steps:
@@ -97,10 +98,7 @@ class _Training:
         print(f"resuming {self.workdir} at step {self.step} of {num_steps}")
         if before and before["num_steps"] != num_steps:
             args = (self.parts.config.optim, before["num_steps"], num_steps, self.step, self.parts.steps_per_epoch)
-            print(
-                describe_schedule_change(*args)
-                or "the longer or shorter run leaves the learning-rate schedule as it was"
-            )
+            print(describe_schedule_change(*args))
 
     def run(self) -> dict[str, Any]:
         """From here to the end; returns the record."""

@@ -47,7 +47,7 @@ def open_workdir(workdir: Path, parts: Parts) -> dict[str, Any] | None:
             raise ValueError(f"{workdir} holds checkpoints but no run.json; restore it, or name another --workdir")
         return None
     before = records.read_run(workdir)
-    old, new = flat(before["config"]), flat(to_plain(parts.config))
+    old, new = flat(before["config"]), flat(parts.config)
     differing = [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted(old.keys() | new.keys())

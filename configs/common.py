@@ -11,7 +11,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 128  # over all devices
-    config.num_epochs = 10
+    config.num_epochs = 10.0
     config.task = "classification"
     config.label_smoothing = 0.0
     config.driver = "auto"  # streamed | resident | auto: resident where the data set is small

@@ -3,11 +3,11 @@
 import contextlib
 import itertools
 import json
-import os
 import random
 import signal
 import subprocess
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -20,15 +20,32 @@ from cnn_jax.interruption import Interrupted
 from cnn_jax.train import Diverged, run
 from tests.processes import ROOT, command, process_environment
 
-FIELDS_OF_A_FINISHED_RUN = (
-    "config seed git versions device dataset classes preprocessing input_shape num_params status step metrics "
-    "params_sha256 timing"
-).split()
+FIELDS_OF_A_FINISHED_RUN = [
+    "config",
+    "seed",
+    "git",
+    "versions",
+    "device",
+    "dataset",
+    "classes",
+    "preprocessing",
+    "input_shape",
+    "num_params",
+    "status",
+    "step",
+    "metrics",
+    "params_sha256",
+    "timing",
+]
 
 
 def metrics_of(workdir: Path) -> list[dict]:
     """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in (workdir / "metrics.jsonl").open()]
+    return [{k: v for k, v in json.loads(line).items() if k != "timing"} for line in _lines(workdir)]
+
+
+def _lines(workdir: Path) -> list[str]:
+    return (workdir / "metrics.jsonl").read_text().splitlines()
 
 
 def outcome(workdir: Path) -> tuple:
@@ -68,11 +85,8 @@ def test_the_record_of_a_finished_run(straight):
     config, workdir = straight
     record = json.loads((workdir / "run.json").read_text())
     assert [name for name in FIELDS_OF_A_FINISHED_RUN if name not in record] == []
-    assert (
-        record["status"] == "finished"
-        and record["step"] == record["num_steps"] == 20
-        and record["num_params"] == 61_021
-    )
+    assert record["status"] == "finished" and record["step"] == record["num_steps"] == 20
+    assert record["num_params"] == 61_706 - 8 * 85  # two classes instead of ten
     lines = metrics_of(workdir)
     assert [line["step"] for line in lines if line["split"] == "validation"] == [5, 10, 15, 20]
     assert [line["step"] for line in lines if line["split"] == "train"] == [3, 6, 9, 12, 15, 18, 20]
@@ -131,7 +145,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(straight, 
     victim.write_bytes(data)
     run(config, tmp_path)
     out = capsys.readouterr().out
-    assert f"warning: {newest}" in out and "resuming" in out
+    assert f"warning: checkpoint {newest} is damaged" in out and "resuming" in out
     assert outcome(tmp_path)[0] == outcome(workdir)[0]
 
 
@@ -139,15 +153,15 @@ def test_a_longer_run_goes_on_and_tells_what_becomes_of_the_schedule(tmp_path, c
     config = tiny(num_epochs=1)
     run(config, tmp_path)
     assert run(tiny(num_epochs=2), tmp_path)["step"] == 10
-    assert "leaves the learning-rate schedule as it was" in capsys.readouterr().out
+    assert "does not alter the plateau schedule" in capsys.readouterr().out
     cosine = tiny(num_epochs=1)
     cosine.optim.schedule = "cosine"
     run(cosine, tmp_path / "cosine")
     cosine.num_epochs = 3
     run(cosine, tmp_path / "cosine")
-    assert "cosine" in capsys.readouterr().out
+    assert "alters the cosine schedule" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"is at step 15 already, beyond the 5 of config.num_epochs=1"):
-        run(cosine.copy_and_resolve_references() if False else _shorter(cosine), tmp_path / "cosine")
+        run(_shorter(cosine), tmp_path / "cosine")
     assert json.loads((tmp_path / "cosine" / "run.json").read_text())["status"] == "finished"
 
 
@@ -185,10 +199,10 @@ def test_a_diverged_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(tmp
 
         def poisoning(params, model_state, batch, rngs):
             # Steps are told apart by their draws: the poisoned one's key is known beforehand.
-            key = jax.random.fold_in(jax.random.fold_in(self.root_key(), _stream("augment")), poisoned)
+            key = jax.random.fold_in(jax.random.fold_in(self.root_key(), zlib.crc32(b"augment")), poisoned)
             is_poisoned = jnp.all(jax.random.key_data(rngs["augment"]) == jax.random.key_data(key))
             loss, aux = good(params, model_state, batch, rngs)
-            return jnp.where(is_poisoned, jnp.nan, loss), aux
+            return loss * jnp.where(is_poisoned, jnp.nan, 1.0), aux
 
         return poisoning
 
@@ -204,12 +218,6 @@ def test_a_diverged_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(tmp
     assert kept and max(kept) <= poisoned
     monkeypatch.setattr(assembling.Parts, "loss_fn", loss_of)  # what was kept is good: the run goes on from it
     assert run(config, tmp_path)["status"] == "finished"
-
-
-def _stream(name: str) -> int:
-    import zlib
-
-    return zlib.crc32(name.encode())
 
 
 def test_two_processes_cannot_train_in_one_workdir(straight, tmp_path):
@@ -235,11 +243,7 @@ def test_tensorboard_repeats_metrics_jsonl(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     wanted = [(line["step"], line["loss"]) for line in metrics_of(tmp_path) if line["split"] == "train"]
     tag = "train/loss"
-    got = (
-        [(e.step, float(np.ravel(e.tensor_proto.float_val)[0])) for e in events.Tensors(tag)]
-        if tag in events.Tags()["tensors"]
-        else [(e.step, e.value) for e in events.Scalars(tag)]
-    )
+    got = [(event.step, event.tensor_proto.float_val[0]) for event in events.Tensors(tag)]
     assert [step for step, _ in got] == [step for step, _ in wanted]
     np.testing.assert_allclose([v for _, v in got], [v for _, v in wanted], rtol=1e-6)
 
@@ -337,6 +341,3 @@ def test_a_signal_saves_and_exits_with_its_code(straight_process, tmp_path, sign
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0 and f"at step {record['step']} of" in out
     assert outcome(tmp_path) == outcome(straight_process)
-
-
-assert os.name == "posix"

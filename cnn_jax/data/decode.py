@@ -56,7 +56,7 @@ def _to_bytes(image) -> UInt8[np.ndarray, "h w c"]:
 
 def fit_picture(
     picture: UInt8[np.ndarray, "h w c"], shape: tuple[int, int, int], inner_px: int | None = None
-) -> UInt8[np.ndarray, "h w c"]:
+) -> UInt8[np.ndarray, "height width channels"]:
     """A picture in the shape (H, W, C) that a network takes: its short side resized, its middle cut out, grey or RGB.
 
     inner_px: side of the field that the training pictures fill, on zeros (28 for MNIST on 32x32); None: all of it.

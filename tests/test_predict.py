@@ -1,0 +1,92 @@
+"""The likeliest classes of pictures, from a network whose answers can be worked out by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from cnn_jax import sharding
+from cnn_jax.assemble import assemble
+from cnn_jax.data.decode import fit_picture
+from cnn_jax.data.source import ArraySource, SourceInfo
+from cnn_jax.predict import BATCH_SIZE, predict_pictures
+from cnn_jax.workdir import TrainedRun
+
+CLASSES = tuple("abcdefghijkl")
+SHAPE, MEAN, STD = (4, 3, 1), 0.25, 0.5
+WEIGHTS = np.random.default_rng(0).normal(size=(12, len(CLASSES))).astype(np.float32)
+
+
+@pytest.fixture(params=[1, 8], ids=["1 device", "8 devices"])
+def run(request, tiny_config):
+    """A run whose network is one matrix; `run.record["shapes"]` are those that were compiled."""
+    parts = assemble(tiny_config, sharding.make_mesh(jax.devices()[: request.param]))
+    info = SourceInfo("letters", CLASSES, SHAPE, {"mean": (MEAN,), "std": (STD,)}, "")
+    arrays = {"image": np.zeros((2, *SHAPE), np.uint8), "label": np.zeros(2, np.int32)}
+    shapes = []
+
+    def predict_fn(variables, batch):
+        shapes.append(batch["image"].shape)
+        logits = batch["image"].reshape(-1, 12) @ variables["params"]["weights"]
+        return {"probabilities": jax.nn.softmax(logits)}
+
+    task = dataclasses.replace(parts.task, predict_fn=predict_fn)
+    parts = dataclasses.replace(parts, sources={"train": ArraySource(arrays, info)}, task=task)
+    variables = sharding.put_replicated({"params": {"weights": jnp.asarray(WEIGHTS)}}, parts.mesh)
+    return TrainedRun(parts, {"shapes": shapes}, 7, variables, ())
+
+
+def pictures_of(count: int, shape=SHAPE) -> list[np.ndarray]:
+    return list(np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8))
+
+
+def by_hand(picture: np.ndarray, weights=WEIGHTS) -> list[tuple[str, float]]:
+    """Every class with its probability, likeliest first."""
+    logits = (picture.reshape(12) / 255 - MEAN) / STD @ weights.astype(float)
+    return sorted(zip(CLASSES, softmax(logits), strict=True), key=lambda pair: -pair[1])
+
+
+def assert_same(answer, expected) -> None:
+    assert [name for name, _ in answer] == [name for name, _ in expected]
+    np.testing.assert_allclose([p for _, p in answer], [p for _, p in expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 7, BATCH_SIZE, BATCH_SIZE + 1, 2 * BATCH_SIZE + 3])
+def test_every_picture_gets_its_own_five_likeliest_in_order(run, count):
+    pictures = pictures_of(count)
+    answers = predict_pictures(run, pictures)
+    assert len(answers) == count
+    for answer, picture in zip(answers, pictures, strict=True):
+        assert_same(answer, by_hand(picture)[:5])
+        assert all(type(probability) is float for _, probability in answer)
+    assert len(run.record["shapes"]) == 1, "one program for all batches, the last padded"
+    rows = run.record["shapes"][0][0]
+    assert rows % run.parts.mesh.size == 0
+    assert min(count, BATCH_SIZE) <= rows < min(count, BATCH_SIZE) + run.parts.mesh.size
+
+
+@pytest.mark.parametrize("most", [1, 3, 12, 100])
+def test_as_many_classes_as_asked_or_as_there_are(run, most):
+    pictures = pictures_of(3)
+    for answer, picture in zip(predict_pictures(run, pictures, most), pictures, strict=True):
+        assert_same(answer, by_hand(picture)[:most])
+        if most >= len(CLASSES):
+            assert sum(probability for _, probability in answer) == pytest.approx(1, abs=1e-6)
+
+
+def test_of_equals_the_first_class_comes_first(run):
+    weights = np.zeros_like(WEIGHTS)
+    weights[:, 8] = 0.1
+    variables = sharding.put_replicated({"params": {"weights": jnp.asarray(weights)}}, run.parts.mesh)
+    picture = np.full(SHAPE, 255, np.uint8)
+    (answer,) = predict_pictures(dataclasses.replace(run, variables=variables), [picture])
+    assert [name for name, _ in answer] == ["i", "a", "b", "c", "d"]
+
+
+def test_pictures_of_any_size_are_fitted(run):
+    pictures = [pictures_of(1, shape)[0] for shape in ((4, 3, 3), (40, 30, 1), (9, 100, 3), (1, 1, 1))]
+    for answer, picture in zip(predict_pictures(run, pictures), pictures, strict=True):
+        assert_same(answer, by_hand(fit_picture(picture, SHAPE))[:5])
