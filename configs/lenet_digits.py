@@ -13,12 +13,12 @@ def get_config(arg=None):
     config.model.variant = "modern"
     config.data = dict(name="data.digits", digit_px=28)
     config.batch_size = 64
-    config.num_epochs = 60
+    config.num_epochs = 100
     config.optim.lr = 0.05
     config.optim.weight_decay = 5e-4
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0
-    config.augment = dict(max_shift_px=2.0, max_rotation_deg=10.0, max_shear_deg=0.0, scale_range=(0.9, 1.1))
-    config.eval.every_epochs = 2.0
-    config.checkpoint.every_epochs = 4.0
+    config.augment = dict(max_shift_px=2.0, max_rotation_deg=15.0, max_shear_deg=10.0, scale_range=(0.85, 1.15))
+    config.eval.every_epochs = 4.0
+    config.checkpoint.every_epochs = 10.0
     return config

@@ -15,7 +15,7 @@ def get_config(arg=None):
     config.model.variant = "modern"
     config.data = dict(name="data.mnist", dir="", num_validation=5000)
     config.batch_size = 128
-    config.num_epochs = 20
+    config.num_epochs = 12
     config.optim.lr = 0.05
     config.optim.weight_decay = 5e-4
     config.optim.schedule = "cosine"

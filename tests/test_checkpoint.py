@@ -354,6 +354,8 @@ def test_damage_to_any_file_is_seen_and_the_step_before_is_used(tmp_path, damage
             assert str(directory / "30") in warning
             assert "/".join(file.parts[1:]) in warning
             assert "\n" not in warning
+            if damage in (truncate, append_a_byte) and file.name != MANIFEST:
+                assert "bytes instead of" in warning
             assert_is_step(checkpoints.restore_best(ABSTRACT), 20)
             with pytest.raises(NoWholeCheckpointError, match="step 30"):
                 checkpoints.restore_step(30, ABSTRACT)
@@ -649,15 +651,19 @@ def test_killed_before_any_renaming_or_deletion_a_whole_checkpoint_remains(tmp_p
     def watched(operation):
         def wrapper(path, *args, **kwargs):
             if str(path).startswith(str(directory)) and threading.current_thread() is not threading.main_thread():
-                copy = tmp_path / f"moment{next(counter)}"
-                shutil.copytree(directory, copy)
-                moments.append((copy, done[-1] if done else None))
+                for halfway in (False, True) if operation is rmtree else (False,):
+                    copy = tmp_path / f"moment{next(counter)}"
+                    shutil.copytree(directory, copy)
+                    moments.append((copy, done[-1] if done else None))
+                    if halfway:
+                        rmtree(copy / Path(path).relative_to(directory) / "state")
             return operation(path, *args, **kwargs)
 
         return wrapper
 
+    rmtree = shutil.rmtree
     monkeypatch.setattr(Path, "replace", watched(Path.replace))
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched(shutil.rmtree))
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched(rmtree))
     monkeypatch.setattr(os, "rename", watched(os.rename))
     with Checkpoints(directory) as checkpoints:
         for step, score in [(1, None), (1, 0.5), (2, 0.1), (3, 0.2), (3, 0.9), (4, None), (5, None)]:

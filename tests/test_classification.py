@@ -90,7 +90,7 @@ def test_cross_entropy_equals_scipys(smoothing, scale):
     np.testing.assert_allclose(loss, expected, rtol=2e-6, atol=scale * 1e-6)
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=80)
 @given(data=st.data(), k=st.sampled_from([1, 5, 12]))
 def test_rank_is_the_place_in_a_stable_sort(data, k):
     n = 4
@@ -98,10 +98,10 @@ def test_rank_is_the_place_in_a_stable_sort(data, k):
     values = st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 2.5, 1e38])
     logits = np.array(data.draw(st.lists(st.lists(values, min_size=k, max_size=k), min_size=n, max_size=n)), np.float32)
     label = np.array(data.draw(st.lists(st.integers(0, k - 1), min_size=n, max_size=n)), np.int32)
-    rank = rank_of_label(jnp.asarray(logits), jnp.asarray(label))
+    rank = jax.jit(rank_of_label)(jnp.asarray(logits), jnp.asarray(label))
     assert rank.dtype == jnp.int32
     assert rank.tolist() == slow_ranks(logits, label)
-    np.testing.assert_array_equal(rank == 0, jnp.argmax(jnp.asarray(logits), -1) == label)
+    np.testing.assert_array_equal(np.asarray(rank) == 0, np.argmax(logits, -1) == label)
 
 
 @pytest.mark.parametrize("row", [[NAN] * 6, [1.0, NAN, 2.0, NAN, 0.0, 3.0], [NAN, 9.0, 8.0, 7.0, 6.0, 5.0]])

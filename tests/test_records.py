@@ -10,6 +10,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -319,6 +320,20 @@ def test_events_equal_the_lines_also_after_a_resume(tmp_path):
     assert sorted({step for _, step in events}) == [0, 1, 2, 3, 9]
     assert events["train/loss", 9] == 0.125
     assert events["validation/accuracy", 3] == float(np.float32(3 / 7))
+
+
+def test_sync_waits_for_the_events(tmp_path, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", lambda self, data: (time.sleep(0.02), write(self, data)))  # a slow disk
+    log = MetricsLog(tmp_path, 0)
+    for step in range(3):
+        log.write(record_of(step))
+    log.sync()
+    found = events_in(tmp_path)
+    log.close()
+    assert found == events_of(lines_in(tmp_path))
 
 
 def test_tensorboard_itself_reads_the_run(tmp_path):

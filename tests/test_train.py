@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -82,7 +83,7 @@ def tiny(**changes):
 
 
 def test_the_record_of_a_finished_run(straight):
-    config, workdir = straight
+    _, workdir = straight
     record = json.loads((workdir / "run.json").read_text())
     assert [name for name in FIELDS_OF_A_FINISHED_RUN if name not in record] == []
     assert record["status"] == "finished" and record["step"] == record["num_steps"] == 20
@@ -171,7 +172,7 @@ def _shorter(config):
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_fields_named(straight):
-    config, workdir = straight
+    _, workdir = straight
     before = (workdir / "run.json").read_text()
     other = tiny(batch_size=8)
     other.optim.lr = 0.5
@@ -250,79 +251,105 @@ def test_tensorboard_repeats_metrics_jsonl(tmp_path):
 
 # Killed for real, in processes of their own.
 
-RECIPE = ("train", "configs/lenet_xo.py", "--config.num_epochs=3", "--config.data.num_train=400", "--config.log.every_steps=3",
-          "--config.checkpoint.every_epochs=0.4", "--config.optim.ema_decay=0.9", "--config.augment.max_shift_px=1.0")  # fmt: skip
-PHASES = ("train", "evaluate", "save")
+RECIPE = (
+    *(
+        "train",
+        "configs/lenet_xo.py",
+        "--config.num_epochs=3",
+        "--config.data.num_train=400",
+        "--config.log.every_steps=3",
+    ),
+    *("--config.checkpoint.every_epochs=0.4", "--config.optim.ema_decay=0.9", "--config.augment.max_shift_px=1.0"),
+)
+PHASES = {
+    "train": "drivers.Resident.__call__",
+    "evaluate": "evaluate.Evaluator.evaluate",
+    "save": "checkpoint.Checkpoints._write",
+}
+# The real program; while it is in a phase a file of the phase's name stands in the directory that is its first argument.
+MARKED = """
+import functools, importlib, pathlib, sys
+markers = pathlib.Path(sys.argv.pop(1))
+for phase, where in PHASES.items():
+    module, owner, name = where.split(".")
+    owner = getattr(importlib.import_module("cnn_jax." + module), owner)
+    def marked(*arguments, phase=phase, function=getattr(owner, name), **options):
+        (markers / phase).touch()
+        try:
+            return function(*arguments, **options)
+        finally:
+            (markers / phase).unlink(missing_ok=True)
+    setattr(owner, name, marked)
+from cnn_jax.main import main
+sys.exit(main())
+"""
 
 
-def start(workdir: Path) -> subprocess.Popen:
+def start(workdir: Path, markers: Path | None = None) -> subprocess.Popen:
+    arguments = command(*RECIPE, f"--workdir={workdir}")
+    if markers:
+        arguments[1:3] = ["-c", f"PHASES = {PHASES!r}\n{MARKED}", str(markers)]
     return subprocess.Popen(
-        command(*RECIPE, f"--workdir={workdir}"), env=process_environment(), cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        arguments, env=process_environment(), cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
 
 
 @pytest.fixture(scope="module")
 def straight_process(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("straight_process")
-    process = start(workdir)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+    finish(start(workdir))
     return workdir
 
 
-def kill_in(phase: str, workdir: Path, rng: random.Random, signum: int = signal.SIGKILL) -> str:
-    """Starts the run and kills it at a random moment of a phase; returns what it had printed.
-
-    The phases are told from outside: evaluating once a validation line of an epoch is due to come, saving while the
-    directory of checkpoints holds one that is not whole.
-    """
-    process = start(workdir)
-    log, checkpoints = workdir / "metrics.jsonl", workdir / "checkpoints"
-    lines = lambda: log.read_text().count("\n") if log.exists() else 0  # noqa: E731
-    deadline, first = time.monotonic() + 120, lines()
-    reached = {
-        "train": lambda: lines() > first + rng.randint(0, 3),
-        "evaluate": lambda: lines() > first and (lines() - first) % 3 == 2,
-        "save": lambda: any("tmp" in p.name or not (p / "MANIFEST").exists() for p in checkpoints.glob("*")),
-    }[phase]
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(FileNotFoundError):
-            if reached():
-                time.sleep(rng.uniform(0, 0.02))
-                break
-    process.send_signal(signum)
-    out, _ = process.communicate(timeout=120)
-    return out
+def kill_in(phase: str, workdir: Path, markers: Path, rng: random.Random) -> bool:
+    """Starts or resumes the run and sends SIGKILL at a random moment of a phase; whether it died in it."""
+    shutil.rmtree(markers, ignore_errors=True)
+    markers.mkdir()
+    process = start(workdir, markers)
+    skip = rng.randrange(3)  # not always the first time that the phase comes
+    was_on = False
+    while process.poll() is None:
+        is_on = (markers / phase).exists()
+        skip -= is_on and not was_on
+        was_on = is_on
+        if is_on and skip < 0:
+            time.sleep(rng.uniform(0, {"train": 0.002, "evaluate": 0.01, "save": 0.04}[phase]))
+            process.kill()
+            break
+    process.communicate(timeout=120)
+    return process.returncode == -signal.SIGKILL and (markers / phase).exists()
 
 
-def test_killed_in_each_phase_and_restarted(straight_process, tmp_path):
-    rng = random.Random(0)
-    for phase in PHASES:
-        kill_in(phase, tmp_path, rng)
-    process = start(tmp_path)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    assert outcome(tmp_path) == outcome(straight_process)
+def check_kills(straight_process: Path, tmp_path: Path, phase: str, wanted: int) -> None:
+    """Kills a run in a phase until `wanted` have died there, finishing each workdir that has been killed three times."""
+    rng, kills, attempts = random.Random(phase), 0, 0
+    for number in itertools.count():
+        workdir = tmp_path / f"{phase}{number}"
+        for _ in range(3):
+            kills += kill_in(phase, workdir, tmp_path / "markers", rng)
+            attempts += 1
+        finish(start(workdir))
+        assert outcome(workdir) == outcome(straight_process)
+        if kills >= wanted:
+            return
+        assert attempts < 20 * wanted, f"{kills} of {attempts} processes died in phase {phase}"
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_in_a_phase_and_restarted(straight_process, tmp_path, phase):
+    check_kills(straight_process, tmp_path, phase, wanted=1)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_five_times_in_a_phase(straight_process, tmp_path, phase):
-    rng, kills = random.Random(PHASES.index(phase)), 0
-    for round_number in itertools.count():
-        workdir = tmp_path / str(round_number)
-        while kills < 5:
-            out = kill_in(phase, workdir, rng)
-            if "test split" in out:
-                break  # it had finished before it could be killed
-            kills += 1
-        process = start(workdir)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
-        assert outcome(workdir) == outcome(straight_process)
-        if kills >= 5:
-            return
+    check_kills(straight_process, tmp_path, phase, wanted=5)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -337,7 +364,5 @@ def test_a_signal_saves_and_exits_with_its_code(straight_process, tmp_path, sign
     assert "everything is saved" in out and "Traceback" not in out
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["status"] == "interrupted" and (tmp_path / "checkpoints" / str(record["step"])).is_dir()
-    process = start(tmp_path)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and f"at step {record['step']} of" in out
+    assert f"at step {record['step']} of" in finish(start(tmp_path))
     assert outcome(tmp_path) == outcome(straight_process)

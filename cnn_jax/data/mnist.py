@@ -11,6 +11,7 @@ same for every run; train is the rest. Mean and standard deviation are those of 
 MNIST with 5,000 held out); the customary 0.1307 and 0.3081 are of the 28x28 pictures. Classes are named "0" to "9".
 """
 
+import functools
 import gzip
 import math
 import zlib
@@ -46,17 +47,27 @@ def make_source(config: ConfigDict, split: str) -> ArraySource:
     """
     check_split(split)
     folder = _find_folder(config.dir)
-    image, label = _load_pair(folder, *FILES[:2])
-    test_image, test_label = _load_pair(folder, *FILES[2:])
+    paths = tuple(_find_file(folder, name) for name in FILES)
+    splits, info = _load(paths, tuple(path.stat().st_mtime_ns for path in paths), config.num_validation)
+    return ArraySource(splits[split], info)
+
+
+@functools.lru_cache(maxsize=1)  # the three splits of a run are asked for one after another
+def _load(
+    paths: tuple[Path, ...], modified_ns: tuple[int, ...], num_validation: int
+) -> tuple[dict[str, dict[str, np.ndarray]], SourceInfo]:
+    image, label = _load_pair(*paths[:2])
+    test_image, test_label = _load_pair(*paths[2:])
     if image.shape[1:] != test_image.shape[1:]:
-        raise ValueError(f"{folder}: train pictures are {image.shape[1:]}, test pictures {test_image.shape[1:]}")
-    if not 1 <= config.num_validation < len(label):
         raise ValueError(
-            f"config.data.num_validation={config.num_validation}: must lie between 1 and {len(label) - 1}, "
+            f"{paths[0].parent}: train pictures are {image.shape[1:]}, test pictures {test_image.shape[1:]}"
+        )
+    if not 1 <= num_validation < len(label):
+        raise ValueError(
+            f"config.data.num_validation={num_validation}: must lie between 1 and {len(label) - 1}, "
             f"as there are {len(label)} train pictures"
         )
-    sizes = (len(label) - config.num_validation, config.num_validation)
-    train, validation = stratified_split(label, sizes, SPLIT_SEED)
+    train, validation = stratified_split(label, (len(label) - num_validation, num_validation), SPLIT_SEED)
     splits = {
         "train": {"image": image[train], "label": label[train]},
         "validation": {"image": image[validation], "label": label[validation]},
@@ -69,7 +80,7 @@ def make_source(config: ConfigDict, split: str) -> ArraySource:
         preprocessing=channel_statistics(splits["train"]["image"]) | {"inner_px": image.shape[1] - 2 * BORDER_PX},
         checksum=content_checksum(splits),
     )
-    return ArraySource(splits[split], info)
+    return splits, info
 
 
 def load_idx(path: Path, num_axes: int) -> np.ndarray:
@@ -119,9 +130,8 @@ def _find_file(folder: Path, name: str) -> Path:
     raise FileNotFoundError(f"{folder / name}[.gz]: no such file; the four expected are {', '.join(FILES)}")
 
 
-def _load_pair(folder: Path, images_name: str, labels_name: str) -> tuple[np.ndarray, np.ndarray]:
+def _load_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pictures (n, H + 4, W + 4, 1) uint8 and labels (n,) int32."""
-    images_path, labels_path = _find_file(folder, images_name), _find_file(folder, labels_name)
     image, label = load_idx(images_path, 3), load_idx(labels_path, 1)
     if len(image) != len(label):
         raise ValueError(f"{images_path}: {len(image)} pictures, but {len(label)} labels in {labels_path.name}")

@@ -162,6 +162,8 @@ def test_whole_numbers_of_32_bits(tmp_path, values, expected):
         ([0.0, 257.0, 65535.0], [0, 1, 255]),
         ([-1.0, 0.0, 254.0], [0, 0, 254]),
         ([float("nan"), 0.0, 100.0], [0, 0, 100]),
+        ([float("nan"), 0.5, 1.0], [0, 128, 255]),
+        ([float("nan"), 257.0, 65535.0], [0, 1, 255]),
         ([0.0, 0.0, 0.0], [0, 0, 0]),
     ],
 )
@@ -271,9 +273,9 @@ def test_a_large_picture_is_read_without_a_word_and_a_decompression_bomb_refused
 
 
 def test_a_true_decompression_bomb(tmp_path):
-    path = saved(Image.new("1", (20_000, 20_000)), tmp_path / "a.png")
+    path = saved(Image.new("1", (14_000, 14_000)), tmp_path / "a.png")
     assert path.stat().st_size < 100_000
-    with pytest.raises(ValueError, match=r"is too large to be a picture: [^\n]*400000000 pixels[^\n]*$"):
+    with pytest.raises(ValueError, match=r"is too large to be a picture: [^\n]*196000000 pixels[^\n]*$"):
         read_picture(path)
 
 
