@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cnn_jax import sharding
 from cnn_jax.data.augment import make_augment
-from cnn_jax.data.source import SPLITS, ArraySource
+from cnn_jax.data.source import SPLITS, Source
 from cnn_jax.evaluate import normalize_batch
 from cnn_jax.optim import Optimizer, make_optimizer
 from cnn_jax.resolve import nearest, resolve
@@ -30,7 +30,7 @@ class Parts:
 
     config: ConfigDict
     mesh: Mesh
-    sources: dict[str, ArraySource]  # by split
+    sources: dict[str, Source]  # by split
     task: Task
     optimizer: Optimizer
     groups: tuple[str, ...]  # top-level parameter groups, in the order of the forward pass
@@ -80,7 +80,8 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None) -> Parts:
     """The parts of the run that `config` describes. Raises ValueError or OSError with one line that names the field."""
     mesh = mesh or sharding.make_mesh()
     check_config(config)
-    data, task = resolve(config.data.name, "config.data.name"), resolve(config.task, "config.task")
+    data = resolve(config.data.name, "config.data.name", "make_source")
+    task = resolve(config.task, "config.task", "make_task")
     try:
         sources = {split: data.make_source(config.data, split) for split in SPLITS}
     except (AttributeError, KeyError) as error:  # ConfigDict's word for a field that the recipe forgot
@@ -107,7 +108,7 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None) -> Parts:
 
 def build_model(model: ConfigDict, *, num_classes: int, image_shape: tuple[int, ...] | None = None) -> Any:
     """The module of `config.model`. Raises ValueError for an unknown name, variant, dtype or override."""
-    paper = resolve(model.name, "config.model.name")
+    paper = resolve(model.name, "config.model.name", "VARIANTS")
     if model.variant not in paper.VARIANTS:
         known = ", ".join(paper.VARIANTS)
         raise ValueError(

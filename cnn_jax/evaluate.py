@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from cnn_jax import sharding
 from cnn_jax.data.augment import normalize
 from cnn_jax.data.pipeline import in_order
-from cnn_jax.data.source import ArraySource
+from cnn_jax.data.source import Source
 from cnn_jax.step import compiler_options
 from cnn_jax.task import Batch, Task
 
@@ -44,7 +44,7 @@ class Evaluator:
     def evaluate(
         self,
         variables: PyTree,
-        source: ArraySource,
+        source: Source,
         batch_size: int,
         poll: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 
-STATUSES = ("running", "finished", "interrupted", "diverged", "failed")
-
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """The whole file or nothing: written beside its place, then moved there."""
@@ -71,6 +69,9 @@ def _git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class MetricsLog:
@@ -159,7 +160,8 @@ class Window:
                     return {name: bool(value[k]) for name, value in bad.items()}
                 self._count += 1
                 for name, value in metrics.items():
-                    self._sums[name] = self._sums.get(name, 0.0) + float(value[k])
+                    # The norm of a finite gradient may overflow float32: it stands as the largest number there is.
+                    self._sums[name] = self._sums.get(name, 0.0) + min(float(value[k]), LARGEST)
         return None
 
     def means(self) -> dict[str, float]:

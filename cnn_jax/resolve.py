@@ -10,7 +10,7 @@ import cnn_jax
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the choice that is most like `word`; "" when none is at all like it."""
+    """The words "(did you mean 'x'?)" for the choice that is most like `word`, after a space; "" when none is like it."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.4)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -22,11 +22,17 @@ def module_names(folder: str) -> list[str]:
     return [f"{folder}.{name}" if folder else name for name in names]
 
 
-def resolve(name: str, field: str) -> ModuleType:
-    """The module that a config's `field` names. `ValueError` names the field and the nearest module there is."""
+def resolve(name: str, field: str, must_have: str) -> ModuleType:
+    """The module that a config's `field` names, which must define `must_have`.
+
+    `ValueError` names the field, and the nearest module there is.
+    """
     folder = name.rpartition(".")[0]
-    is_folder = folder in {"", *(m.name for m in pkgutil.iter_modules(cnn_jax.__path__) if m.ispkg)}
-    if not is_folder or name not in module_names(folder):
-        known = [known for folder in ("", "models", "data") for known in module_names(folder)]
+    folders = ["", *(module.name for module in pkgutil.iter_modules(cnn_jax.__path__) if module.ispkg)]
+    if folder not in folders or name not in module_names(folder):
+        known = [known for folder in folders for known in module_names(folder)]
         raise ValueError(f"{field}={name!r} is no module of cnn_jax{nearest(name, known)}")
-    return importlib.import_module(f"cnn_jax.{name}")
+    module = importlib.import_module(f"cnn_jax.{name}")
+    if not hasattr(module, must_have):
+        raise ValueError(f"{field}={name!r} names cnn_jax/{name.replace('.', '/')}.py, which has no {must_have}")
+    return module

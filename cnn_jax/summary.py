@@ -37,6 +37,6 @@ def summary(record: dict[str, Any], workdir: Path) -> str:
             f"\nThe run lies in {shown}. Next:",
             f"  ./launch.sh evaluate {shown} --split=validation",
             f"  ./launch.sh predict {shown} PICTURE...",
-            f"  tensorboard --logdir {shown}",
+            *([f"  .venv/bin/tensorboard --logdir {shown}"] if (Path(workdir) / "tensorboard").is_dir() else []),
         ]
     )

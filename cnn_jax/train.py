@@ -6,6 +6,7 @@ its newest checkpoint and ends with the same bits.
 """
 
 import contextlib
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,9 @@ class _Training:
             self.parts.config.eval.batch_size,
             self.interruption.poll,
         )
+        if not math.isfinite(metrics["loss"]):
+            self.record |= {"diverged": {"step": self.step, "group": None}, "step": self.step}
+            raise Diverged(f"diverged at step {self.step}: the {split} loss is {metrics['loss']}, in {self.workdir}")
         scalars = {name: value for name, value in metrics.items() if name != "confusion"}  # of K x K numbers
         self.log.write({"step": self.step, "split": split, **scalars, "timing": {"wall_time_s": time.time()}})
         return metrics

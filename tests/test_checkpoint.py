@@ -356,7 +356,9 @@ def test_damage_to_any_file_is_seen_and_the_step_before_is_used(tmp_path, damage
             assert "\n" not in warning
             if damage in (truncate, append_a_byte) and file.name != MANIFEST:
                 assert "bytes instead of" in warning
-            assert_is_step(checkpoints.restore_best(ABSTRACT), 20)
+            best = checkpoints.restore_best(ABSTRACT)
+            assert_is_step(best, 20)
+            assert best.warnings == restored.warnings
             with pytest.raises(NoWholeCheckpointError, match="step 30"):
                 checkpoints.restore_step(30, ABSTRACT)
             if file.parts[1] in ("meta", MANIFEST):
@@ -632,6 +634,22 @@ def test_a_failed_save_surfaces_at_whatever_comes_next(tmp_path, monkeypatch, at
             assert sorted(path.name for path in directory.iterdir()) == ["10", "20"]
 
 
+def test_half_a_manifest_does_not_count(tmp_path, monkeypatch):
+    def write_half(path, text):
+        path.write_bytes(text[: len(text) // 2].encode())
+        full_disk()
+
+    save_steps(tmp_path, 10)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(Path, "write_text", write_half)
+        checkpoints.save(20, state_at(20), meta_at(20))
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.wait()
+        restored = checkpoints.restore_newest(ABSTRACT)
+        assert_is_step(restored, 10)
+        assert restored.warnings == ()
+
+
 def test_a_failed_save_does_not_hide_the_error_that_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_reserve", full_disk)
     with pytest.raises(ArithmeticError, match="diverged") as error, Checkpoints(tmp_path) as checkpoints:
@@ -676,6 +694,8 @@ def test_killed_before_any_renaming_or_deletion_a_whole_checkpoint_remains(tmp_p
         with Checkpoints(copy, read_only=True) as checkpoints:
             restored = checkpoints.restore_newest(ABSTRACT)
             best = checkpoints.best_step()
+            for step in checkpoints.steps():
+                assert_is_step(checkpoints.restore_step(step, ABSTRACT), step)
         if last is None:
             assert restored is None or restored.step == 1
         else:

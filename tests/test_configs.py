@@ -26,13 +26,13 @@ RECIPES = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem
 def test_recipe_takes_a_step(path):
     config = load_config(str(path), [])
     check_config(config)
-    variant = resolve(config.model.name, "model").VARIANTS[config.model.variant]
+    variant = resolve(config.model.name, "model", "VARIANTS").VARIANTS[config.model.variant]
     assert config.model.dtype in DTYPES
-    assert hasattr(resolve(config.data.name, "data"), "make_source")
+    assert resolve(config.data.name, "data", "make_source")
     with config.unlocked():
         config.batch_size = 8
     module = build_model(config.model, num_classes=10, image_shape=variant.input_shape)
-    task = resolve(config.task, "task").make_task(config, module)
+    task = resolve(config.task, "task", "make_task").make_task(config, module)
     params = jax.eval_shape(lambda: init_variables(module, jax.random.key(0), variant.input_shape))["params"]
     optimizer = make_optimizer(
         config.optim, params=params, steps_per_epoch=100, num_steps=100 * round(config.num_epochs)

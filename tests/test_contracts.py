@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from flax import traverse_util
 from cnn_jax.assemble import init_variables
 from cnn_jax.resolve import module_names, resolve
 
-MODELS = [resolve(name, "model") for name in module_names("models")]
+MODELS = [resolve(name, "model", "VARIANTS") for name in module_names("models")]
 VARIANTS = [(model, variant) for model in MODELS for variant in model.VARIANTS]
 BY_NAME = [pytest.param(m, v, id=f"{m.__name__.split('.')[-1]}:{v}") for m, v in VARIANTS]
 
@@ -89,7 +90,7 @@ def test_a_model_cites_its_paper_and_its_departures(model):
     )
 
 
-TASKS = [module for name in module_names("") if hasattr(module := resolve(name, "task"), "make_task")]
+TASKS = [module for name in module_names("") if hasattr(module := import_module(f"cnn_jax.{name}"), "make_task")]
 
 
 def test_some_task_is_found():
@@ -100,7 +101,7 @@ def test_some_task_is_found():
 def test_a_task_trains_predicts_and_scores(task):
     from configs.common import base
 
-    model = resolve("models.lenet", "model")
+    model = resolve("models.lenet", "model", "VARIANTS")
     made = task.make_task(base(), model.build("modern", num_classes=10))
     variables = init_variables(made.module, jax.random.key(0), (32, 32, 1))
     batch = {"index": np.arange(4), "mask": np.ones(4, bool), "label": np.arange(4, dtype=np.int32)}

@@ -108,6 +108,7 @@ def fails(capsys, *arguments, code=1, says=()):
         ("--config.model.variant=modem", 1, ("config.model.variant='modem'", "did you mean 'modern'")),
         ("--config.model.dtype=float8", 1, ("config.model.dtype='float8'", "bfloat16")),
         ("--config.task=clasification", 1, ("config.task='clasification'", "did you mean 'classification'")),
+        ("--config.task=records", 1, ("config.task='records'", "no make_task")),
         ("--config.data.name=data.digit", 1, ("config.data.name='data.digit'", "did you mean 'data.digits'")),
         ("--config.data.digit_px=99", 1, "config.data.digit_px=99"),
         ("--config.log.profile_steps=(5,)", 1, "config.log.profile_steps"),
@@ -132,7 +133,7 @@ def test_a_config_that_does_not_exist_or_does_not_parse(capsys, tmp_path):
         ("import nothing_of_this_name\n", "No module named 'nothing_of_this_name'"),
         ("x = 1\n", "has no get_config"),
         (
-            "from configs.common import base\ndef get_config(arg=None):\n    c = base()\n    c.optim.lrate = 1\n    return c\n",
+            "from configs.common import base\ndef get_config(arg=None):\n    c = base()\n    c.optim.lrate = 1\n",
             "lrate",
         ),
         ("from configs.common import base\ndef get_config(arg=None):\n    return base()\n", "config.data.name=''"),

@@ -42,15 +42,20 @@ def test_listing_imports_no_module():
 
 
 @pytest.mark.parametrize(
-    ("name", "module"),
+    ("name", "must_have", "module"),
     [
-        ("models.lenet", cnn_jax.models.lenet),
-        ("data.pipeline", cnn_jax.data.pipeline),
-        ("classification", cnn_jax.classification),
+        ("models.lenet", "VARIANTS", cnn_jax.models.lenet),
+        ("data.pipeline", "Pipeline", cnn_jax.data.pipeline),
+        ("classification", "make_task", cnn_jax.classification),
     ],
 )
-def test_resolve(name, module):
-    assert resolve(name, "config.model.name") is module
+def test_resolve(name, must_have, module):
+    assert resolve(name, "config.model.name", must_have) is module
+
+
+def test_a_module_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match=r"config.task='data.xo' names cnn_jax/data/xo.py, which has no make_task"):
+        resolve("data.xo", "config.task", "make_task")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_resolve(name, module):
 )
 def test_unknown_names_are_refused_with_the_field_and_the_nearest(name, hint):
     with pytest.raises(ValueError) as caught:
-        resolve(name, "config.model.name")
+        resolve(name, "config.model.name", "VARIANTS")
     message = str(caught.value)
     start = f"config.model.name={name!r} is no module of cnn_jax"
     assert message.startswith(start)
@@ -86,4 +91,4 @@ def test_unknown_names_are_refused_with_the_field_and_the_nearest(name, hint):
 def test_an_error_inside_a_module_is_not_taken_for_a_wrong_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "cnn_jax.models.lenet", None)  # importing it now fails
     with pytest.raises(ImportError):
-        resolve("models.lenet", "config.model.name")
+        resolve("models.lenet", "config.model.name", "VARIANTS")

@@ -70,6 +70,7 @@ def test_a_workdir_below_is_shown_from_here(tmp_path, monkeypatch, workdir, show
 
 def test_the_commands_can_be_pasted(tmp_path):
     workdir = tmp_path / "my run's"
+    (workdir / "tensorboard").mkdir(parents=True)
     commands = [shlex.split(line) for line in summary(RECORD, workdir).splitlines() if line.startswith("  ")]
     assert len(commands) == 3
     assert all(str(workdir) in words for words in commands)

@@ -366,3 +366,22 @@ def test_a_signal_saves_and_exits_with_its_code(straight_process, tmp_path, sign
     assert record["status"] == "interrupted" and (tmp_path / "checkpoints" / str(record["step"])).is_dir()
     assert f"at step {record['step']} of" in finish(start(tmp_path))
     assert outcome(tmp_path) == outcome(straight_process)
+
+
+def test_a_validation_loss_that_is_not_finite_counts_as_diverged(tmp_path, monkeypatch):
+    from cnn_jax.evaluate import Evaluator
+
+    score = Evaluator.evaluate
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, *a, **k: score(self, *a, **k) | {"loss": float("nan")})
+    with pytest.raises(Diverged, match="diverged at step 5: the validation loss is nan"):
+        run(tiny(), tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "diverged"
+
+
+def test_a_gradient_norm_that_overflows_is_recorded_as_the_largest_number():
+    from cnn_jax.records import LARGEST, Window
+
+    window = Window()
+    window.add({"loss": np.float32(1), "grad_norm": np.float32(np.inf), "nonfinite": {"loss": np.bool_(False)}})
+    assert window.fetch() is None
+    assert window.means() == {"loss": 1.0, "grad_norm": LARGEST}

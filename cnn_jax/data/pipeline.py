@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int
 
-from cnn_jax.data.source import ArraySource
+from cnn_jax.data.source import ArraySource, Source
 
 
 class Pipeline:
@@ -19,7 +19,7 @@ class Pipeline:
     batch_size: over all devices and processes. Raises ValueError where it exceeds the source.
     """
 
-    def __init__(self, source: ArraySource, batch_size: int, seed: int):
+    def __init__(self, source: Source, batch_size: int, seed: int):
         if not 1 <= batch_size <= len(source):
             raise ValueError(
                 f"config.batch_size={batch_size} must lie between 1 and the {len(source)} training examples"
@@ -53,7 +53,7 @@ class Pipeline:
                 yield pending.popleft().result()
 
 
-def gather(source: ArraySource, indices: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+def gather(source: Source, indices: Int[np.ndarray, " n"]) -> dict[str, np.ndarray]:
     """A batch of the examples at `indices`, all of them true ones."""
     if isinstance(source, ArraySource):
         examples = {name: array[indices] for name, array in source.arrays.items()}
@@ -74,7 +74,7 @@ def pad_batch(batch: dict[str, np.ndarray], batch_size: int) -> dict[str, np.nda
     return padded
 
 
-def in_order(source: ArraySource, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def in_order(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every example once, in order, in batches of one size; the last is padded."""
     for start in range(0, len(source), batch_size):
         stop = min(start + batch_size, len(source))

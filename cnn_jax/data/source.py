@@ -13,6 +13,7 @@ The draws here read the raw stream of a bit generator, whose values NumPy guaran
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -34,6 +35,17 @@ class SourceInfo:
     image_shape: tuple[int, int, int]  # (H, W, C)
     preprocessing: dict[str, tuple[float, ...] | int]
     checksum: str
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples by index: a dict each, of arrays or numbers."""
+
+    info: SourceInfo
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | np.integer) -> dict: ...
 
 
 class ArraySource:
