@@ -38,15 +38,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-MANIFEST = "MANIFEST"
+from cnn_jax.manifest import MANIFEST, DamageError, read_manifest, verify, write_manifest
 
 
 class NoWholeCheckpointError(ValueError):
     """There are checkpoints to restore, and every one of them is damaged."""
-
-
-class _DamageError(Exception):
-    """What is wrong with one checkpoint, in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +146,7 @@ class Checkpoints:
             _reserve(self.directory, state)
             self._checkpointer.save(new, args=composite, force=True)
             if jax.process_index() == 0:
-                _write_manifest(new, step, score, _leaves(state))
+                write_manifest(new, step, score, _leaves(state))
                 _put_in_place(new)
                 self._damaged.discard(step)
                 self._delete_superseded(step)
@@ -192,8 +188,8 @@ class Checkpoints:
         if path is None:
             raise self._no_such(step)
         try:
-            _verify(path, step, folder="meta/")
-        except _DamageError as damage:
+            verify(path, step, folder="meta/")
+        except DamageError as damage:
             raise ValueError(f"checkpoint {path} is damaged: {damage}") from damage
         args = _orbax().args
         return dict(self._checkpointer.restore(path, args=args.Composite(meta=args.JsonRestore())).meta)
@@ -238,7 +234,7 @@ class Checkpoints:
             inode, fault, state, meta, score = _inode(paths[step]), None, None, {}, None
             try:
                 state, meta, score = self._read(paths[step], step, abstract_state)
-            except _DamageError as damage:
+            except DamageError as damage:
                 fault = str(damage)
             if inode != _inode(paths[step]):
                 continue  # replaced or deleted while we read
@@ -256,14 +252,14 @@ class Checkpoints:
         )
 
     def _read(self, path: Path, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any], float | None]:
-        manifest = _verify(path, step)
+        manifest = verify(path, step)
         _check_leaves(path, manifest["leaves"], _leaves(abstract_state))
         args = _orbax().args
         state = args.StandardRestore(jax.tree.map(_with_sharding, abstract_state))
         try:
             restored = self._checkpointer.restore(path, args=args.Composite(state=state, meta=args.JsonRestore()))
         except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError or a bare Exception
-            raise _DamageError(f"Orbax cannot read it, {type(error).__name__}: {_reason(error)}") from error
+            raise DamageError(f"Orbax cannot read it, {type(error).__name__}: {_reason(error)}") from error
         return restored.state, dict(restored.meta), manifest["score"]
 
     def _paths(self) -> dict[int, Path]:
@@ -282,9 +278,9 @@ class Checkpoints:
     def _manifests(self) -> dict[int, dict[str, Any]]:
         manifests = {}
         for step, path in self._paths().items():
-            with suppress(_DamageError):
+            with suppress(DamageError):
                 if step not in self._damaged:
-                    manifests[step] = _read_manifest(path, step)
+                    manifests[step] = read_manifest(path, step)
         return manifests
 
 
@@ -399,49 +395,6 @@ def _move_aside(path: Path) -> Path:
     if old.exists():
         shutil.rmtree(old)
     return path.replace(old)
-
-
-def _write_manifest(path: Path, step: int, score: float | None, leaves: Mapping[str, list[Any]]) -> None:
-    files = {}
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        with file.open("rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-        files[file.relative_to(path).as_posix()] = [file.stat().st_size, digest]
-    body = json.dumps({"step": step, "score": score, "leaves": leaves, "files": files})
-    temporary = path / f"{MANIFEST}.tmp"
-    temporary.write_text(f"{body}\n{hashlib.sha256(body.encode()).hexdigest()}\n")
-    temporary.replace(path / MANIFEST)
-
-
-def _read_manifest(path: Path, step: int) -> dict[str, Any]:
-    try:
-        body, _, digest = (path / MANIFEST).read_bytes().partition(b"\n")
-    except OSError as error:
-        raise _DamageError(f"{MANIFEST} cannot be read: {error.strerror}") from error
-    if digest != f"{hashlib.sha256(body).hexdigest()}\n".encode():
-        raise _DamageError(f"{MANIFEST} does not match its own sha256")
-    manifest = json.loads(body)
-    if manifest["step"] != step:
-        raise _DamageError(f"{MANIFEST} is that of step {manifest['step']}")
-    return manifest
-
-
-def _verify(path: Path, step: int, folder: str = "") -> dict[str, Any]:
-    """The manifest, once every file in `folder` has the size and sha256 that it says. Raises _DamageError."""
-    manifest = _read_manifest(path, step)
-    for name, (size, digest) in manifest["files"].items():
-        if not name.startswith(folder):
-            continue
-        try:
-            with (path / name).open("rb") as f:
-                actual = os.fstat(f.fileno()).st_size
-                if actual != size:
-                    raise _DamageError(f"{name} has {actual} bytes instead of {size}")
-                if hashlib.file_digest(f, "sha256").hexdigest() != digest:
-                    raise _DamageError(f"{name} does not match its sha256")
-        except OSError as error:
-            raise _DamageError(f"{name} cannot be read: {error.strerror}") from error
-    return manifest
 
 
 def _inode(path: Path) -> int | None:

@@ -9,6 +9,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 import sys
 from pathlib import Path
 
+# A program that many tests run is compiled once. What takes less than a moment is not worth a file.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).resolve().parent.parent / ".cache" / "tests")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
 import jaxtyping
 import pytest
 

@@ -14,9 +14,13 @@ def command(*arguments: object) -> list[str]:
 
 
 def process_environment(devices: int = 1) -> dict[str, str]:
-    """This environment with so many CPU devices, and output that is not held back."""
+    """This environment with so many CPU devices, output that is not held back, and a compilation cache for processes.
+
+    A process that is killed may leave half an entry there, which is a warning to the next, and an error in a test.
+    """
     flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
+    cache = str(ROOT / ".cache" / "test_processes")
+    return os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1", "JAX_COMPILATION_CACHE_DIR": cache}
 
 
 def run_cnn_jax(*arguments: object, devices: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:

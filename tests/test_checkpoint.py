@@ -23,8 +23,9 @@ import pytest
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cnn_jax import checkpoint
-from cnn_jax.checkpoint import MANIFEST, Checkpoints, NoWholeCheckpointError, params_sha256
+from cnn_jax import checkpoint, manifest
+from cnn_jax.checkpoint import Checkpoints, NoWholeCheckpointError, params_sha256
+from cnn_jax.manifest import MANIFEST
 from tests.processes import ROOT, process_environment
 
 
@@ -542,7 +543,7 @@ def test_opening_read_only_changes_nothing(tmp_path):
 def test_reading_beside_a_writer(tmp_path, monkeypatch):
     """A step that is replaced or deleted while it is read is not damaged: the reader looks again."""
     save_steps(tmp_path, 10, 20)
-    read_manifest, work = checkpoint._read_manifest, iter([(20,), (30, 40), (50, 60)])
+    read_manifest, work = checkpoint.read_manifest, iter([(20,), (30, 40), (50, 60)])
 
     def read_manifest_while_the_writer_goes_on(path, step):
         manifest = read_manifest(path, step)
@@ -550,7 +551,8 @@ def test_reading_beside_a_writer(tmp_path, monkeypatch):
             save_steps(tmp_path, *next(work, ()))
         return manifest
 
-    monkeypatch.setattr(checkpoint, "_read_manifest", read_manifest_while_the_writer_goes_on)
+    for module in (checkpoint, manifest):
+        monkeypatch.setattr(module, "read_manifest", read_manifest_while_the_writer_goes_on)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         restored = checkpoints.restore_newest(ABSTRACT)
     assert restored.warnings == ()
@@ -612,7 +614,7 @@ def full_disk(*args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("at", ["_write_manifest", "_put_in_place", "_move_aside"])
+@pytest.mark.parametrize("at", ["write_manifest", "_put_in_place", "_move_aside"])
 def test_a_failed_save_surfaces_at_whatever_comes_next(tmp_path, monkeypatch, at):
     for i, call in enumerate(("save", "wait", "close", "exit")):
         directory = tmp_path / str(i)

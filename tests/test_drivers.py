@@ -14,7 +14,7 @@ from cnn_jax.step import make_train_step
 NUM_STEPS = 6
 
 
-def parameters_after(tiny_config, driver: str, steps_per_dispatch: int = 1, devices: int = 8):
+def parameters_after(tiny_config, driver: str, steps_per_dispatch: int = 1, devices: int = 2):
     with tiny_config.unlocked():
         tiny_config.augment.max_shift_px = 2.0
     parts = assemble(tiny_config, sharding.make_mesh(jax.devices()[:devices]))
@@ -30,12 +30,18 @@ def parameters_after(tiny_config, driver: str, steps_per_dispatch: int = 1, devi
 
 
 @pytest.mark.parametrize(
-    ("driver", "steps_per_dispatch", "devices"), [("resident", 1, 8), ("resident", 4, 8), ("streamed", 1, 1)]
+    ("driver", "steps_per_dispatch", "devices"),
+    [
+        ("resident", 1, 2),
+        ("resident", 4, 2),
+        ("streamed", 1, 1),
+        pytest.param("streamed", 1, 8, marks=pytest.mark.full),
+    ],
 )
 def test_the_drivers_agree(tiny_config, driver, steps_per_dispatch, devices):
     expected, expected_losses = parameters_after(tiny_config, "streamed")
     params, losses = parameters_after(tiny_config, driver, steps_per_dispatch, devices)
-    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, expected)
 
 
