@@ -46,22 +46,19 @@ is_current() {
 }
 
 make_environment() {
-  local python lock; python=$(find_python) || exit 1
+  local python lock requirements=(); python=$(find_python) || exit 1
+  for lock in "${locks[@]}"; do requirements+=(-r "$lock"); done
   echo "launch.sh: making $venv with $("$python" -V 2>&1) (once) ..." >&2
   rm -rf "$venv"
   if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --python "$(command -v "$python")" "$venv" || fail "uv could not make $venv"
-    for lock in "${locks[@]}"; do
-      uv pip install --quiet --python "$venv/bin/python" --require-hashes -r "$lock" || fail "uv could not install $lock"
-    done
-    uv pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e "$root" || fail "uv could not install cnn_jax"
+    local install=(uv pip install --quiet --python "$venv/bin/python")
   else
     "$python" -m venv "$venv" || fail "'$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
-    for lock in "${locks[@]}"; do
-      "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" || fail "pip could not install $lock"
-    done
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e "$root" || fail "pip could not install cnn_jax"
+    local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
   fi
+  "${install[@]}" --require-hashes "${requirements[@]}" || fail "could not install ${locks[*]}; is there a network?"
+  "${install[@]}" --no-deps --no-build-isolation -e "$root" || fail "could not install cnn_jax itself"
   stamp "${locks[@]}" >"$venv/made-from.partial"
   mv "$venv/made-from.partial" "$venv/made-from"
   echo "launch.sh: environment ready in $SECONDS s" >&2
