@@ -25,20 +25,20 @@ class UsageError(Exception):
 
 def make_parser() -> argparse.ArgumentParser:
     """All verbs and their arguments."""
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser = argparse.ArgumentParser(
         prog="./launch.sh",
         description="Convolutional networks in JAX and Flax. Without a verb: trains LeNet-5 on handwritten digits.",
         epilog="./launch.sh VERB --help tells more of each.",
+        parents=[debug],
     )
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=argparse.ArgumentParser)
 
     def add(verb: str, what: str, **more: Any) -> argparse.ArgumentParser:
         raw = argparse.RawDescriptionHelpFormatter
         return verbs.add_parser(verb, help=what, description=what, parents=[debug], formatter_class=raw, **more)
 
-    add("demo", "trains LeNet-5 on handwritten digits in runs/lenet_digits, as no verb does")
     train = add("train", "trains a recipe, or resumes it where its workdir stands", epilog=OVERRIDES)
     train.add_argument("config", metavar="CONFIG[:ARG]", help="a recipe, e.g. configs/lenet_digits.py")
     train.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="where the run is kept, and resumed")
@@ -234,8 +234,7 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """`test [--full] [PYTEST ARGS]`; the exit code is pytest's."""
     marks = [] if args.full else ["-m", "not full"]
-    environment = os.environ | {"CNN_JAX_FULL": "1" if args.full else ""}
-    return subprocess.run([sys.executable, "-m", "pytest", *marks, *rest], cwd=ROOT, env=environment).returncode
+    return subprocess.run([sys.executable, "-m", "pytest", *marks, *rest], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":
