@@ -1,0 +1,1 @@
+"""Analysis: what a network costs, what it sees, and what it commutes with."""

@@ -1,0 +1,1 @@
+"""Layers: pure functions, and thin Linen modules over them where a model needs one."""

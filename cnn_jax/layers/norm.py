@@ -1,0 +1,303 @@
+"""Normalisation: local response, batch, group, and of weights; folding batch normalisation into a convolution.
+
+Channels are the last axis. Statistics are computed in float32 at least, whatever the type of x, and variances in two
+passes, the mean first: E[x^2] - E[x]^2 (Flax's default) can come out near 0 or below where the mean is large, which a
+tiny epsilon then blows up.
+
+Sources
+  Local response: A. Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012,
+    section 3.3.
+  Batch: S. Ioffe, C. Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+    Shift", ICML 2015, https://arxiv.org/abs/1502.03167, algorithms 1 and 2.
+  Group: Y. Wu, K. He, "Group Normalization", ECCV 2018, https://arxiv.org/abs/1803.08494.
+  Weights: S. Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization", 2019,
+    https://arxiv.org/abs/1903.10520; epsilon as in A. Kolesnikov et al., "Big Transfer", ECCV 2020.
+"""
+
+import re
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.nn.initializers import Initializer
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Shaped
+
+
+def local_response_norm(
+    x: Shaped[ArrayLike, "*batch c"],
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    average: bool = False,
+) -> Float[Array, "*batch c"]:
+    """x / (k + alpha * sum of x^2 over `size` neighbouring channels) ** beta. The defaults are AlexNet's.
+
+    The window of channel i is i - size // 2 to i + (size - 1) // 2, so `size` channels also where that is even (as in
+    PyTorch; the paper's formula, meant for odd sizes, would then span size + 1). Channels beyond the ends count as 0.
+
+    Args:
+      average: the convention of PyTorch and Caffe, alpha / size in place of the paper's alpha, at the ends too. The
+        paper's alpha is theirs divided by size: its 1e-4 at 5 channels is their 5e-4. (PyTorch's default k is 1.)
+
+    Raises:
+      ValueError: x is not of a floating type, or size is below 1.
+    """
+    x = _checked("x", x, 1)
+    if size < 1:
+        raise ValueError(f"size={size}: must be at least 1")
+    y = _widened(x)
+    window, stride, edges = (1,) * (y.ndim - 1), (1,) * y.ndim, ((0, 0),) * (y.ndim - 1)
+    edges = (*edges, (size // 2, (size - 1) // 2))
+    squares = lax.reduce_window(y * y, np.zeros((), y.dtype), lax.add, (*window, size), stride, edges)
+    scale = k + (alpha / size if average else alpha) * squares
+    # Faster on the CPU than a power: scale is positive.
+    return (y * jnp.exp(-beta * jnp.log(scale))).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + epsilon) * scale + bias, channel by channel over all other axes.
+
+    With train, mean and (biased) variance are the batch's, and running averages of both are kept in the collection
+    "batch_stats"; without, or where frozen, the running ones are applied and left alone. Under jit a batch that is
+    sharded over devices is one batch.
+
+    All four are (C,): params/scale from scale_init, params/bias 0, batch_stats/mean 0, batch_stats/var 1.
+
+    Conventions:
+      momentum is Flax's, the weight of the old: running = momentum * running + (1 - momentum) * batch. PyTorch's is
+        the weight of the new, 1 - momentum: its 0.1 is 0.9 here.
+      unbiased: whether the running variance averages the unbiased variance of the batches (PyTorch, and the paper's
+        algorithm 2) or the biased one (Flax, the default). Batches are always normalised by the biased one.
+      PyTorch's defaults are momentum=0.9, unbiased=True, epsilon=1e-5.
+
+    Fields:
+      frozen: a regular expression; where it matches the whole path of this module ("conv1_bn", "stage2/block1/bn2"),
+        its statistics are frozen. So one expression, passed to every BatchNorm of a model, picks those to freeze:
+        r"conv1_bn|stage2/.*", or ".*" for all. Scale and bias still learn; `optim` decides about them.
+      use_scale: without, scale is 1 and no parameter.
+      dtype: of the result; None is x's.
+
+    Raises:
+      ValueError: x is not of a floating type, frozen is no regular expression, or an unbiased variance is wanted of
+        one value a channel.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = False
+    frozen: str = ""
+    use_scale: bool = True
+    scale_init: Initializer = nn.initializers.ones
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Shaped[ArrayLike, "*batch c"], *, train: bool) -> Float[Array, "*batch c"]:
+        x = _checked("x", x, 2)  # before the parameters are made
+        shape = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        dtype = self.dtype or x.dtype
+        if not train or path_matches(self.frozen, self.path):
+            y = apply_statistics(x, running_mean.value, running_var.value, scale, bias, epsilon=self.epsilon)
+            return y.astype(dtype)
+        y, mean, var = batch_norm(x, scale, bias, epsilon=self.epsilon)
+        if not self.is_initializing():
+            if self.unbiased:
+                count = x.size // x.shape[-1]
+                if count < 2:
+                    raise ValueError(f"x: shape {x.shape}, must have 2 values a channel or more for unbiased=True")
+                var = var * (count / (count - 1))
+            for running, new in ((running_mean, mean), (running_var, var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * new.astype(jnp.float32)
+        return y.astype(dtype)
+
+
+def path_matches(pattern: str, path: tuple[str, ...]) -> bool:
+    """Whether the regular expression matches the whole of "a/b/c"; an empty one matches nothing.
+
+    Raises:
+      ValueError: pattern is no regular expression.
+    """
+    try:
+        return bool(pattern) and re.fullmatch(pattern, "/".join(path)) is not None
+    except re.error as error:
+        raise ValueError(f"frozen={pattern!r}: must be a regular expression, but {error}") from None
+
+
+def apply_statistics(
+    x: Shaped[ArrayLike, "*batch c"],
+    mean: Float[ArrayLike, " c"],
+    var: Float[ArrayLike, " c"],
+    scale: Float[ArrayLike, " c"],
+    bias: Float[ArrayLike, " c"],
+    *,
+    epsilon: float,
+) -> Float[Array, "*batch c"]:
+    """(x - mean) / sqrt(var + epsilon) * scale + bias in float32 at least: Ioffe & Szegedy 2015, algorithm 2.
+
+    Raises ValueError where x is not of a floating type, or has no axis but its channels.
+    """
+    x = _widened(_checked("x", x, 2))
+    mean, var, scale, bias = (_per_channel(jnp.asarray(vector), x) for vector in (mean, var, scale, bias))
+    return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+
+
+def batch_norm(
+    x: Shaped[ArrayLike, "*batch c"], scale: Float[ArrayLike, " c"], bias: Float[ArrayLike, " c"], *, epsilon: float
+) -> tuple[Float[Array, "*batch c"], Float[Array, " c"], Float[Array, " c"]]:
+    """Normalises by the batch's own statistics: Ioffe & Szegedy 2015, algorithm 1. All in float32 at least.
+
+    The gradient is a custom_vjp, exact for all three results: no forward mode. ValueError as by `apply_statistics`.
+
+    Returns:
+      The normalised x; the mean of each channel; its biased variance.
+    """
+    x = _widened(_checked("x", x, 2))
+    return _batch_norm(x, jnp.asarray(scale, x.dtype), jnp.asarray(bias, x.dtype), epsilon)
+
+
+class GroupNorm(nn.GroupNorm):
+    """flax.linen.GroupNorm, by PyTorch's epsilon and two-pass variance, with this package's messages.
+
+    Each example is normalised over its spatial axes and num_groups runs of consecutive channels, biased variance; then
+    params/scale and params/bias, both (C,). One group is layer normalisation over the whole example, C groups
+    instance normalisation.
+
+    Raises:
+      ValueError: x is not of a floating type, or num_groups does not divide its channels.
+    """
+
+    epsilon: float = 1e-5
+    use_fast_variance: bool = False
+
+    def __call__(self, x: Shaped[ArrayLike, "n *size c"]) -> Float[Array, "n *size c"]:
+        x = _checked("x", x, 2)
+        if self.num_groups is None or self.num_groups < 1 or x.shape[-1] % self.num_groups:
+            channels = f"the {x.shape[-1]} channels of x"
+            raise ValueError(f"num_groups={self.num_groups}: must be at least 1 and divide {channels}")
+        return super().__call__(x)
+
+
+def weight_standardisation(
+    kernel: Shaped[ArrayLike, "*kernel_size_i o"], *, epsilon: float = 1e-10
+) -> Float[Array, "*kernel_size_i o"]:
+    """The kernel with mean 0 and (biased) variance 1 for each output: Qiao et al. 2019, equation 5.
+
+    Raises:
+      ValueError: kernel is not of a floating type, or has no axis but its outputs.
+    """
+    kernel = _checked("kernel", kernel, 2)
+    wide = _widened(kernel)
+    axes = tuple(range(kernel.ndim - 1))
+    centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
+    var = jnp.mean(centred * centred, axis=axes, keepdims=True)
+    return (centred * lax.rsqrt(var + epsilon)).astype(kernel.dtype)
+
+
+def fold_batch_norm(
+    kernel: Shaped[ArrayLike, "*kernel_size i o"],
+    conv_bias: Shaped[ArrayLike, "..."] | None,
+    *,
+    mean: Shaped[ArrayLike, "..."],
+    var: Shaped[ArrayLike, "..."],
+    scale: Shaped[ArrayLike, "..."],
+    bias: Shaped[ArrayLike, "..."],
+    epsilon: float,
+) -> tuple[Float[Array, "*kernel_size i o"], Float[Array, " o"]]:
+    """Kernel and bias of the convolution that equals a convolution followed by batch normalisation without train.
+
+    Exact to rounding, for any stride, padding, dilation and groups, since the normalisation acts on each output. Not
+    for a normalisation before a padded convolution: its padding is not normalised.
+
+    Args:
+      conv_bias: the convolution's own, None for none.
+      mean, var, scale, bias, epsilon: of the normalisation, (o,) each.
+
+    Raises:
+      ValueError: kernel is not of a floating type, or a vector is not (o,).
+    """
+    kernel = _checked("kernel", kernel, 2)
+    shape = kernel.shape[-1:]
+    conv_bias = jnp.zeros(shape) if conv_bias is None else conv_bias
+    vectors = {"conv_bias": conv_bias, "mean": mean, "var": var, "scale": scale, "bias": bias}
+    for name, vector in vectors.items():
+        if jnp.shape(vector) != shape:
+            raise ValueError(f"{name}: shape {jnp.shape(vector)}, must be {shape}, the kernel's outputs")
+    conv_bias, mean, var, scale, bias = (_widened(jnp.asarray(vector)) for vector in vectors.values())
+    factor = scale / jnp.sqrt(var + epsilon)
+    folded = _widened(kernel) * _per_channel(factor, kernel)
+    return folded.astype(kernel.dtype), ((conv_bias - mean) * factor + bias).astype(kernel.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(x, scale, bias, epsilon):
+    return _batch_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_norm_forward(x, scale, bias, epsilon):
+    count = x.size // x.shape[-1]
+    mean = _channel_sum(x) / count
+    centred = x - _per_channel(mean, x)
+    var = _channel_sum(centred * centred) / count
+    inverse = lax.rsqrt(var + epsilon)
+    y = centred * _per_channel(inverse * scale, x) + _per_channel(bias, x)
+    return (y, mean, var), (x, mean, inverse, scale)
+
+
+def _batch_norm_backward(epsilon, residuals, cotangents):
+    x, mean, inverse, scale = residuals
+    y_bar, mean_bar, var_bar = map(jnp.asarray, cotangents)
+    count = x.size // x.shape[-1]
+    centred = x - _per_channel(mean, x)
+    bias_bar, product = _channel_sum(y_bar), _channel_sum(y_bar * centred)
+    by_centred = (2 * var_bar - scale * inverse**3 * product) / count
+    constant = (mean_bar - scale * inverse * bias_bar) / count
+    x_bar = y_bar * _per_channel(scale * inverse, x) + centred * _per_channel(by_centred, x) + _per_channel(constant, x)
+    return x_bar, inverse * product, bias_bar
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _channel_sum(x: Float[Array, "*batch c"]) -> Float[Array, " c"]:
+    """The sum over all axes but the last, by whichever form is fast on the platform.
+
+    On the CPU a sum over leading axes, fused with what makes its operand, is a slow loop, and adds in a row: dot
+    products with ones are faster in a whole step, and ten times as exact.
+    """
+
+    def by_dots(x):
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        return jnp.sum(jnp.einsum("nmc,m->nc", x, jnp.ones(x.shape[1], x.dtype), precision="highest"), axis=0)
+
+    def by_sum(x):
+        return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
+
+    return lax.platform_dependent(x, cpu=by_dots, default=by_sum)
+
+
+def _per_channel(vector: Float[Array, " c"], x: Float[Array, "*batch c"]) -> Float[Array, "..."]:
+    """The vector with as many axes as x has."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def _widened(x: Array) -> Array:
+    """x in float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _checked(name: str, x: Shaped[ArrayLike, "..."], num_axes: int) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name}: dtype {x.dtype}, must be a floating one; scale or cast it first")
+    if x.ndim < num_axes:
+        raise ValueError(f"{name}: shape {x.shape}, must have {num_axes} axes or more, the channels last")
+    return x
