@@ -14,8 +14,9 @@ fail() { echo "launch.sh: $*" >&2; exit 1; }
 
 # The first interpreter that runs and is of a supported version. A version manager's shim may exist and yet not run.
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+  local candidate candidates=(python3 python3.13 python3.12 python3.11 python)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       echo "$candidate"; return
     fi
@@ -76,4 +77,4 @@ if [ -z "${ACCELERATOR:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && ! [ -d 
 fi
 
 cd "$here"
-exec "$venv/bin/python" -m cnn_jax.main "$@"
+exec "$venv/bin/python" -P -m cnn_jax.main "$@"  # -P: what lies in the current directory is not imported

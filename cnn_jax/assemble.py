@@ -3,6 +3,7 @@
 All that a config can get wrong is said here, in one line, before any work is done.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +15,11 @@ from ml_collections import ConfigDict
 
 from cnn_jax import sharding
 from cnn_jax.data.augment import make_augment
-from cnn_jax.data.source import SPLITS, Source
+from cnn_jax.data.source import SPLITS, Source, SourceInfo
 from cnn_jax.evaluate import normalize_batch
 from cnn_jax.optim import Optimizer, make_optimizer
-from cnn_jax.resolve import nearest, resolve
+from cnn_jax.records import LARGEST
+from cnn_jax.resolve import first_line, nearest, resolve
 from cnn_jax.step import TrainState, init_state
 from cnn_jax.task import Task
 
@@ -30,16 +32,13 @@ class Parts:
 
     config: ConfigDict
     mesh: Mesh
-    sources: dict[str, Source]  # by split
+    info: SourceInfo
+    sources: dict[str, Source]  # by split; {} where only the network is wanted
     task: Task
     optimizer: Optimizer
     groups: tuple[str, ...]  # top-level parameter groups, in the order of the forward pass
     steps_per_epoch: int
     num_steps: int
-
-    @property
-    def info(self):
-        return self.sources["train"].info
 
     def root_key(self) -> Array:
         return jax.random.key(self.config.seed)
@@ -76,22 +75,26 @@ def init_variables(module: Any, key: Array, image_shape: tuple[int, ...]) -> PyT
     return module.init({"params": key}, jnp.zeros((1, *image_shape), jnp.float32), train=False)
 
 
-def assemble(config: ConfigDict, mesh: Mesh | None = None) -> Parts:
-    """The parts of the run that `config` describes. Raises ValueError or OSError with one line that names the field."""
+def assemble(config: ConfigDict, mesh: Mesh | None = None, *, record: dict[str, Any] | None = None) -> Parts:
+    """The parts of the run that `config` describes. Raises ValueError or OSError with one line that names the field.
+
+    record: a run.json, which tells of the data set what a network must know; without it the data set itself is read.
+    """
     mesh = mesh or sharding.make_mesh()
     check_config(config)
-    data = resolve(config.data.name, "config.data.name", "make_source")
     task = resolve(config.task, "config.task", "make_task")
-    try:
-        sources = {split: data.make_source(config.data, split) for split in SPLITS}
-    except (AttributeError, KeyError) as error:  # ConfigDict's word for a field that the recipe forgot
-        raise ValueError(f"config.data lacks what {config.data.name} asks for: {str(error).splitlines()[0]}") from error
-    info = sources["train"].info
+    if record is None:
+        sources = make_sources(config.data)
+        info, num_train = sources["train"].info, len(sources["train"])
+    else:
+        sources, info, num_train = {}, recorded_info(record), record["dataset"]["num_train"]
     module = build_model(config.model, num_classes=len(info.classes), image_shape=info.image_shape)
-    if config.batch_size > len(sources["train"]):
-        raise ValueError(f"config.batch_size={config.batch_size} exceeds the {len(sources['train'])} training examples")
-    steps_per_epoch = len(sources["train"]) // config.batch_size
+    if config.batch_size > num_train:
+        raise ValueError(f"config.batch_size={config.batch_size} exceeds the {num_train} training examples")
+    steps_per_epoch = num_train // config.batch_size
     num_steps = round(config.num_epochs * steps_per_epoch)
+    if not 1 <= num_steps < 2**31:
+        raise ValueError(f"config.num_epochs={config.num_epochs} makes {num_steps:,} steps; it must make 1 to 2^31 - 1")
     groups: list[str] = []
 
     def init(key: Array) -> PyTree:
@@ -103,7 +106,27 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None) -> Parts:
     optimizer = make_optimizer(config.optim, params=params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
     make_augment(config)
     made = task.make_task(config, module)
-    return Parts(config, mesh, sources, made, optimizer, tuple(groups), steps_per_epoch, num_steps)
+    return Parts(config, mesh, info, sources, made, optimizer, tuple(groups), steps_per_epoch, num_steps)
+
+
+def make_sources(data: ConfigDict) -> dict[str, Source]:
+    """The three splits of `config.data`."""
+    dataset = resolve(data.name, "config.data.name", "make_source")
+    try:
+        return {split: dataset.make_source(data, split) for split in SPLITS}
+    except (AttributeError, KeyError) as error:  # ConfigDict's word for a field that the recipe forgot
+        raise ValueError(f"config.data lacks what {data.name} asks for: {first_line(error)}") from error
+
+
+def recorded_info(record: dict[str, Any]) -> SourceInfo:
+    """The data set's facts as a run.json tells them."""
+    return SourceInfo(
+        name=record["dataset"]["name"],
+        classes=tuple(record["classes"]),
+        image_shape=tuple(record["input_shape"]),
+        preprocessing=record["preprocessing"],
+        checksum=record["dataset"]["checksum"],
+    )
 
 
 def build_model(model: ConfigDict, *, num_classes: int, image_shape: tuple[int, ...] | None = None) -> Any:
@@ -129,25 +152,37 @@ def build_model(model: ConfigDict, *, num_classes: int, image_shape: tuple[int, 
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises ValueError, naming the field, for a value that no run could take. The optimiser's fields it checks itself."""
+    """Raises ValueError, naming the field, for a value that no run could take. The optimiser checks its own fields."""
 
-    def check(field: str, good: bool, must: str) -> None:
-        if not good:
-            value = config
-            for key in field.split("."):
-                value = value[key]
+    def check(field: str, good: Callable[[Any], bool], must: str) -> None:
+        value = config
+        for key in field.split("."):
+            if key not in value:
+                raise ValueError(f"config.{field} is missing; it must {must}")
+            value = value[key]
+        if not good(value):
             raise ValueError(f"config.{field}={value} must {must}")
 
-    check("seed", 0 <= config.seed < 2**32, "lie in 0 .. 2^32 - 1")
-    check("batch_size", config.batch_size >= 1, "be at least 1")
-    check("num_epochs", config.num_epochs > 0, "be above 0")
-    check("driver", config.driver in ("auto", "streamed", "resident"), "be auto, streamed or resident")
-    check("steps_per_dispatch", config.steps_per_dispatch >= 0, "be at least 0 (0 chooses by platform)")
-    check("eval.every_epochs", config.eval.every_epochs > 0, "be above 0")
-    check("eval.batch_size", config.eval.batch_size >= 1, "be at least 1")
-    check("checkpoint.every_epochs", config.checkpoint.every_epochs > 0, "be above 0")
-    check("log.every_steps", config.log.every_steps >= 1, "be at least 1")
-    profile = config.log.profile_steps
-    check(
-        "log.profile_steps", len(profile) in (0, 2) and list(profile) == sorted(set(profile)), "be () or (first, last)"
-    )
+    def check_numbers(section: ConfigDict, prefix: str) -> None:
+        for key, value in section.items():
+            if isinstance(value, ConfigDict):
+                check_numbers(value, f"{prefix}{key}.")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, float) and not abs(number) <= LARGEST:
+                    raise ValueError(f"{prefix}{key}={value} must be finite, and within float32")
+
+    check_numbers(config, "config.")
+    check("seed", lambda seed: 0 <= seed < 2**32, "lie in 0 .. 2^32 - 1")
+    check("batch_size", lambda size: size >= 1, "be at least 1")
+    check("num_epochs", lambda epochs: epochs > 0, "be above 0")
+    check("driver", lambda name: name in ("auto", "streamed", "resident"), "be auto, streamed or resident")
+    check("steps_per_dispatch", lambda steps: steps >= 0, "be at least 0 (0 chooses by platform)")
+    check("eval.every_epochs", lambda epochs: epochs > 0, "be above 0")
+    check("eval.batch_size", lambda size: size >= 1, "be at least 1")
+    check("checkpoint.every_epochs", lambda epochs: epochs > 0, "be above 0")
+    check("log.every_steps", lambda steps: steps >= 1, "be at least 1")
+    check("log.profile_steps", _is_step_range, "be () or (first, last), whole numbers, first below last")
+
+
+def _is_step_range(steps: tuple) -> bool:
+    return not steps or (len(steps) == 2 and all(type(n) is int for n in steps) and 0 <= steps[0] < steps[1])

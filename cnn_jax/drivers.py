@@ -84,6 +84,10 @@ def make_driver(
         name = "resident" if small else "streamed"
     if name == "resident" and not in_memory:
         raise ValueError("config.driver='resident' needs a data set that fits in memory; take 'streamed' or 'auto'")
+    if name == "streamed" and steps_per_dispatch > 1:
+        raise ValueError(
+            f"config.steps_per_dispatch={steps_per_dispatch} needs config.driver='resident'; streamed takes 1"
+        )
     if name == "streamed":
         return Streamed(train_step, pipeline, root_key, mesh)
     return Resident(train_step, pipeline, root_key, mesh, steps_per_dispatch)

@@ -50,9 +50,9 @@ class Evaluator:
     ) -> dict[str, Any]:
         """The task's score over all of `source`. `poll` is called before each batch and may raise to stop.
 
-        batch_size: of all devices together; rounded up to what they divide, since padding counts for nothing.
+        batch_size: of all devices together, at most; rounded up to what they divide: padding counts for nothing.
         """
-        batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        batch_size = -(-min(batch_size, len(source)) // self._mesh.size) * self._mesh.size
         kept: list[dict[str, np.ndarray]] = []
         for batch in in_order(source, batch_size):
             poll()

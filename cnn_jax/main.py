@@ -3,13 +3,18 @@
 import argparse
 import ast
 import functools
+import glob
 import importlib.util
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import traceback
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent  # configs/, experiments/ and runs/ belong to a clone
 
@@ -23,17 +28,35 @@ class UsageError(Exception):
     """A command line that cannot be understood: exit code 2."""
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line like any other, and no option may be cut short."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def workdir(text: str) -> Path:
+    """A directory's name; an empty one, as of a variable that is not set, would mean the current directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the directory is empty")
+    return Path(text)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All verbs and their arguments."""
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = Parser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="./launch.sh",
         description="Convolutional networks in JAX and Flax. Without a verb: trains LeNet-5 on handwritten digits.",
         epilog="./launch.sh VERB --help tells more of each.",
         parents=[debug],
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=argparse.ArgumentParser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
 
     def add(verb: str, what: str, **more: Any) -> argparse.ArgumentParser:
         raw = argparse.RawDescriptionHelpFormatter
@@ -41,13 +64,16 @@ def make_parser() -> argparse.ArgumentParser:
 
     train = add("train", "trains a recipe, or resumes it where its workdir stands", epilog=OVERRIDES)
     train.add_argument("config", metavar="CONFIG[:ARG]", help="a recipe, e.g. configs/lenet_digits.py")
-    train.add_argument("--workdir", required=True, type=Path, metavar="DIR", help="where the run is kept, and resumed")
-    train.add_argument("--config.KEY", dest="unused", metavar="VALUE", help="sets a field of the recipe")
+    train.add_argument(
+        "--workdir", required=True, type=workdir, metavar="DIR", help="where the run is kept, and resumed"
+    )
+    train.usage = "%(prog)s [-h] [--debug] CONFIG[:ARG] --workdir=DIR [--config.KEY=VALUE ...]"
     evaluate = add("evaluate", "scores a run on a whole split, every example once")
     evaluate.add_argument("workdir", type=Path, metavar="DIR")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
     evaluate.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
     evaluate.add_argument("--batch_size", type=int, default=512, metavar="N", help="changes the time, not the counts")
+    evaluate.add_argument("--data_dir", metavar="DIR", help="where the data lie, if not where the run's config says")
     evaluate.add_argument("--json", action="store_true", help="the whole score as JSON")
     predict = add("predict", "the five likeliest classes of your own pictures, with probabilities")
     predict.add_argument("workdir", type=Path, metavar="DIR")
@@ -55,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
-    test.epilog = "Further arguments go to pytest."
+    test.epilog = "Further arguments go to pytest, e.g. -k lenet."
     return parser
 
 
@@ -66,9 +92,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args, rest = make_parser().parse_known_args(argv)
         if rest and args.verb not in ("train", "test"):
-            raise UsageError(f"unknown argument {rest[0]!r}; see ./launch.sh {args.verb or ''} --help")
+            raise UsageError(
+                f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
+            )
         return {"train": train, "evaluate": evaluate, "predict": predict, "test": test}.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: not even the flush at exit may complain
@@ -85,9 +114,10 @@ def _report(error: Exception) -> int:
     if signum is not None:
         print(f"{error}; everything is saved, the same command goes on from here", file=sys.stderr)
         return 128 + signum
-    message = str(error).strip().partition("\n")[0]
-    expected = isinstance(error, UsageError | ValueError | OSError | ArithmeticError)
-    if not expected or not message:
+    from cnn_jax.resolve import first_line
+
+    message = first_line(error)
+    if not isinstance(error, UsageError | ValueError | OSError | ArithmeticError):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     print(f"error: {message}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
@@ -97,23 +127,38 @@ def configure_jax() -> None:
     """The persistent compilation cache, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+    cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ROOT / ".cache" / "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    show = warnings.showwarning
+
+    def mend(message: Warning | str, *rest: Any, **more: Any) -> None:
+        # A process that was killed while it wrote an entry leaves half of it, which jax would warn of ever after.
+        damaged = re.search(r"Error reading persistent compilation cache entry for '([^']+)'", str(message))
+        if not damaged:
+            show(message, *rest, **more)
+        for entry in cache.glob(f"{glob.escape(damaged[1])}-*") if damaged else ():
+            entry.unlink(missing_ok=True)
+
+    warnings.showwarning = mend
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def load_config(config: str, overrides: list[str]) -> Any:
     """The config of `FILE[:ARG]` with `--config.key=value` overrides. Raises UsageError, FileNotFoundError, ValueError."""
-    from cnn_jax.resolve import nearest
+    from ml_collections import ConfigDict
+
+    from cnn_jax.resolve import first_line, nearest
     from cnn_jax.workdir import flat
 
     path, _, arg = config.partition(":")
     recipe = load_recipe(Path(path))
     try:
         value = recipe.get_config(arg or None)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {str(error).strip().splitlines()[0]}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{path}: get_config: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(value, ConfigDict):
+        raise ValueError(f"{path}: get_config gives {type(value).__name__}; it must give the ConfigDict of base()")
     fields = flat(value)
     for override in overrides:
         if not override.startswith("--config."):
@@ -125,35 +170,37 @@ def load_config(config: str, overrides: list[str]) -> Any:
             raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE")
         *sections, last = key.split(".")
         section = functools.reduce(lambda section, name: section[name], sections, value)
-        section[last] = parse_value(f"--config.{key}", text, type(section[last]))
+        section[last] = parse_value(f"--config.{key}", text, section[last])
     return value
 
 
-def parse_value(flag: str, text: str, kind: type) -> Any:
-    """The value that `text` spells, of the type that the field has. Raises UsageError."""
+def parse_value(flag: str, text: str, default: Any) -> Any:
+    """The value that `text` spells, of the type of the field's default. Raises UsageError."""
+    kind = type(default)
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if kind is tuple:
-            return tuple(ast.literal_eval(text))
-        return kind(text)
-    except (KeyError, ValueError, TypeError, SyntaxError):
-        example = {bool: "true or false", tuple: "as '(30, 60)'"}.get(kind, "")
-        raise UsageError(f"{flag}={text} must be of type {kind.__name__}{example and ', ' + example}") from None
+        if kind is not tuple:
+            return kind(text)
+        value = tuple(ast.literal_eval(text))
+        if any(isinstance(item, str) != isinstance(default[0], str) for item in value if default):
+            raise ValueError
+        return value
+    except (KeyError, ValueError, TypeError, SyntaxError, MemoryError):
+        like = f", like {default!r}" if kind is tuple and default else {bool: ", true or false"}.get(kind, "")
+        raise UsageError(f"{flag}={text} must be of type {kind.__name__}{like}") from None
 
 
 def load_recipe(path: Path) -> Any:
     """A config file as a module; `configs` is importable from it."""
-    found = next(
-        (p for p in (path, ROOT / path, path.with_suffix(".py"), ROOT / path.with_suffix(".py")) if p.is_file()), None
-    )
+    names = (path, path.with_suffix(".py")) if path.name else ()
+    found = next((p for name in names for p in (name, ROOT / name) if p.is_file()), None)
     if found is None:
         from cnn_jax.resolve import nearest
 
         known = [f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")) if p.stem != "common"]
         raise FileNotFoundError(f"no config {path}{nearest(str(path), known)}; there are: {', '.join(known)}")
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))  # first, lest another directory's `configs` be taken for ours
     spec = importlib.util.spec_from_file_location(f"configs.{found.stem}", found)
     if spec is None or spec.loader is None:
         raise ValueError(f"{found} is not Python: a config is a .py file with get_config(arg)")
@@ -161,7 +208,8 @@ def load_recipe(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise ValueError(f"{found}, line {error.lineno}: {error.msg}") from error
+        where = f"{found}, line {error.lineno}" if error.lineno else f"{found} is not Python"
+        raise ValueError(f"{where}: {error.msg}") from error
     except (Exception, SystemExit) as error:
         raise ValueError(f"{found} does not load: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
@@ -201,7 +249,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     from cnn_jax.summary import scores
     from cnn_jax.workdir import load_run
 
-    run = load_run(args.workdir, args.checkpoint)
+    run = load_run(args.workdir, args.checkpoint, data_dir=args.data_dir)
     evaluator = Evaluator(run.parts.task, run.parts.info.preprocessing, run.parts.mesh)
     metrics = evaluator.evaluate(run.variables, run.parts.sources[args.split], args.batch_size)
     for warning in run.warnings:
@@ -223,7 +271,7 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
     from cnn_jax.predict import predict_pictures
     from cnn_jax.workdir import load_run
 
-    run = load_run(args.workdir, args.checkpoint)
+    run = load_run(args.workdir, args.checkpoint, read_data=False)
     for warning in run.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for path, top in zip(args.images, predict_pictures(run, pictures), strict=True):
@@ -237,5 +285,19 @@ def test(args: argparse.Namespace, rest: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "pytest", *marks, *rest], cwd=ROOT).returncode
 
 
+def _leave(signum: int, frame: Any) -> NoReturn:
+    """A signal before anything could be lost, or a second one: at once, whatever is being imported or compiled."""
+    print(f"\ninterrupted by {signal.Signals(signum).name}", file=sys.stderr, flush=True)
+    os._exit(128 + signum)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+    # TensorBoard's writer is a thread: on a full disk the run itself tells the error, once.
+    threading.excepthook = lambda failed: print(
+        f"warning: {failed.exc_type.__name__}: {failed.exc_value}", file=sys.stderr
+    )
     sys.exit(main())

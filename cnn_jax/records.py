@@ -45,9 +45,13 @@ def read_run(workdir: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no run.json; name the workdir of a run")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        record = json.loads(path.read_text())
+        missing = [name for name in ("config", "status", "step", "num_steps", "dataset") if name not in record]
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or start anew in another --workdir") from None
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; restore it, or start anew in another --workdir")
+    return record
 
 
 def provenance() -> dict[str, Any]:
@@ -74,29 +78,42 @@ def _git_state() -> dict[str, Any] | None:
 LARGEST = float(np.finfo(np.float32).max)
 
 
+def kept_lines(workdir: Path, count: int) -> list[bytes]:
+    """The first `count` lines of metrics.jsonl: those that a resumed run goes on from.
+
+    Lines after them, or one cut short, are of work to be done again. Raises ValueError where lines are missing or damaged.
+    """
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = [line for line in lines if line.endswith(b"\n")]
+    if len(lines) < count:
+        raise ValueError(f"{path} has {len(lines)} lines where its checkpoint knows {count}; restore it")
+    for number, line in enumerate(lines[:count], start=1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged ({error}); restore it") from None
+    return lines[:count]
+
+
 class MetricsLog:
     """metrics.jsonl, and TensorBoard events that repeat it.
 
-    keep_lines: how many lines a resumed run goes on from; those after it, or one cut short, are of work to be done again.
-    The events are written anew from the lines kept, so that both always tell the same.
+    kept: the lines that stay, of `kept_lines`. The events are written anew from them, so that both always tell the same.
     """
 
-    def __init__(self, workdir: Path, keep_lines: int, use_tensorboard: bool = True):
-        self._path = workdir / "metrics.jsonl"
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        lines = [line for line in lines if line.endswith(b"\n")]
-        if len(lines) < keep_lines:
-            raise ValueError(f"{self._path} has {len(lines)} lines where its checkpoint knows {keep_lines}; restore it")
-        self.num_lines = keep_lines
-        self._file = self._path.open("ab", buffering=0)
-        self._file.truncate(sum(map(len, lines[:keep_lines])))
+    def __init__(self, workdir: Path, kept: list[bytes], use_tensorboard: bool = True):
+        self.num_lines = len(kept)
+        self._file = (workdir / "metrics.jsonl").open("ab", buffering=0)
+        self._file.truncate(sum(map(len, kept)))
         self._events = None
+        for stale in (workdir / "tensorboard").glob("events.out.tfevents.*"):
+            stale.unlink()
         if use_tensorboard:
             from tensorboard.summary import Writer  # slow to import
 
-            shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
             self._events = Writer(str(workdir / "tensorboard"))
-            for line in lines[:keep_lines]:
+            for line in kept:
                 self._write_events(json.loads(line))
 
     def write(self, record: dict[str, Any]) -> None:
@@ -179,7 +196,7 @@ class Progress:
 
     def __init__(self, num_steps: int, steps_per_epoch: int, examples_per_step: int, every_s: float = 5.0):
         self._num_steps, self._steps_per_epoch, self._examples_per_step = num_steps, steps_per_epoch, examples_per_step
-        self._live, self._every_s = sys.stdout.isatty(), every_s
+        self._live, self._every_s = sys.stdout is not None and sys.stdout.isatty(), every_s
         self._started, self._start_step, self._last_line = time.perf_counter(), None, 0.0
 
     def rate(self, step: int) -> float:

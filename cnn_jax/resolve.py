@@ -15,6 +15,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def module_names(folder: str) -> list[str]:
     """The modules of a folder of the package, as configs name them: `["models.lenet", ...]`. Imports none of them."""
     package = importlib.import_module(f"cnn_jax.{folder}" if folder else "cnn_jax")

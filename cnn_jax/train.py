@@ -22,8 +22,9 @@ from cnn_jax.drivers import make_driver
 from cnn_jax.evaluate import Evaluator
 from cnn_jax.interruption import Interrupted, Interruption
 from cnn_jax.optim import current_lr, describe_schedule_change
+from cnn_jax.resolve import first_line
 from cnn_jax.step import make_train_step
-from cnn_jax.workdir import locked, new_record, open_workdir
+from cnn_jax.workdir import flat, locked, new_record, open_workdir, to_plain
 
 
 class Diverged(ArithmeticError):
@@ -44,17 +45,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             before = open_workdir(workdir, parts)
             if before and before["status"] == "finished" and before["step"] == parts.num_steps:
                 print(f"{workdir} has finished: {parts.num_steps} steps. --config.num_epochs trains it further.")
+                if flat(before["config"]) != flat(config):  # the data may have moved
+                    records.write_json(workdir / "run.json", before | {"config": to_plain(config)})
                 return before
             with Checkpoints(workdir / "checkpoints") as checkpoints:
                 training = _Training(parts, workdir, checkpoints, interruption)
                 training.restore(before)  # whatever fails until here leaves the workdir as it was
-                try:
-                    return training.run()
-                except BaseException as error:
-                    training.record |= {"status": _status_of(error), "error": str(error).splitlines()[0]}
-                    with contextlib.suppress(OSError):  # of a full disk the error itself tells
-                        training.write_record()
-                    raise
+                return training.run()
 
 
 class _Training:
@@ -78,8 +75,13 @@ class _Training:
         """Takes up the newest whole checkpoint, or the beginning. before: the run's record so far."""
         restored = self.checkpoints.restore_newest(self.parts.abstract_state())
         if restored is None:
+            if before and before["step"] and before["status"] in ("finished", "interrupted"):
+                raise ValueError(
+                    f"{self.workdir} has no checkpoint, though its run.json tells of step {before['step']}: nothing was "
+                    "changed; bring its checkpoints back, or name another --workdir"
+                )
             self.state, self.step, self.last_eval, self.best = self.parts.init_state(), 0, 0, None
-            self.window, self.metrics_lines = records.Window(), 0
+            self.window, self.kept_lines = records.Window(), []
             self.saved: tuple[int, int] | None = None  # step and last evaluated step of the newest checkpoint
             return
         for warning in restored.warnings:
@@ -92,9 +94,11 @@ class _Training:
                 f"{self.workdir} is at step {restored.step} already, beyond the {num_steps} of "
                 f"config.num_epochs={self.parts.config.num_epochs}; raise it, or name another --workdir"
             )
+        self.kept_lines = records.kept_lines(self.workdir, meta["metrics_lines"])
         self.state, self.step = restored.state, restored.step
+        self.record["step"] = self.step
         self.last_eval, self.best = meta["last_eval"], meta["best"]
-        self.window, self.metrics_lines = records.Window(meta["window"]), meta["metrics_lines"]
+        self.window = records.Window(meta["window"])
         self.saved = (self.step, self.last_eval)
         print(f"resuming {self.workdir} at step {self.step} of {num_steps}")
         if before and before["num_steps"] != num_steps:
@@ -102,21 +106,27 @@ class _Training:
             print(describe_schedule_change(*args))
 
     def run(self) -> dict[str, Any]:
-        """From here to the end; returns the record."""
+        """From here to the end; returns the record, which tells of whatever stops the run, too."""
         self.write_record()
         use_tensorboard = self.parts.config.log.use_tensorboard
-        with contextlib.closing(records.MetricsLog(self.workdir, self.metrics_lines, use_tensorboard)) as self.log:
-            try:
-                self._drive()
-                self.checkpoints.wait()
-                self._finish()
-            except Interrupted:
-                self._save()
-                self.checkpoints.wait()
-                raise
-            finally:
-                self.progress.end()
-                self._stop_profile()
+        try:
+            with contextlib.closing(records.MetricsLog(self.workdir, self.kept_lines, use_tensorboard)) as self.log:
+                try:
+                    self._drive()
+                    self.checkpoints.wait()
+                    self._finish()
+                except (Interrupted, BrokenPipeError):  # the latter: whoever read the output has left
+                    self._save()
+                    self.checkpoints.wait()
+                    raise
+                finally:
+                    self.progress.end()
+                    self._stop_profile()
+        except BaseException as error:
+            self.record |= {"status": _status_of(error), "error": first_line(error)}
+            with contextlib.suppress(OSError):  # of a full disk the error itself tells
+                self.write_record()
+            raise
         return self.record
 
     def write_record(self) -> None:
@@ -170,19 +180,12 @@ class _Training:
             return
         step = int(self.state.step)  # the state stays as it was before the step that diverged
         hit = [group for group in self.parts.groups if nonfinite[group]]
-        what = (
-            "the loss and the gradient"
-            if nonfinite["loss"] and hit
-            else "the loss"
-            if nonfinite["loss"]
-            else "the gradient"
-        )
-        where = f"first in {hit[0]!r}" if hit else "in no parameter group"
+        what = ["the loss"] * nonfinite["loss"] + [f"the gradient or update (first of {hit[0]!r})"] * bool(hit)
         self.record["diverged"] = {"step": step, "group": hit[0] if hit else None}
         self.record["step"] = step
-        good = f"the checkpoint of step {self.saved[0]}" if self.saved else "no checkpoint, since none was due yet,"
+        good = f"the checkpoint of step {self.saved[0]} is kept in" if self.saved else "no checkpoint was due yet in"
         raise Diverged(
-            f"diverged at step {step}: {what} not finite, {where}; {good} is kept in {self.workdir}; "
+            f"diverged at step {step}: {' and '.join(what)} not finite; {good} {self.workdir}; "
             "a lower config.optim.lr, a warm-up or config.optim.clip_norm may help"
         )
 
@@ -274,6 +277,6 @@ class _Training:
 
 
 def _status_of(error: BaseException) -> str:
-    if isinstance(error, Interrupted | KeyboardInterrupt):
+    if isinstance(error, Interrupted | KeyboardInterrupt | BrokenPipeError):
         return "interrupted"
     return "diverged" if isinstance(error, Diverged) else "failed"

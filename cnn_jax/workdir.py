@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from cnn_jax.assemble import Parts, assemble
 from cnn_jax.checkpoint import Checkpoints
 
 # A run may go on under another value of these: they change how long it is and what it tells, or where its data lie.
-MAY_CHANGE = ("num_epochs", "log.", "data.dir")
+MAY_CHANGE = re.compile(r"num_epochs|log\..*|data\.dir")
 
 
 def new_record(parts: Parts) -> dict[str, Any]:
@@ -43,15 +45,17 @@ def new_record(parts: Parts) -> dict[str, Any]:
 def open_workdir(workdir: Path, parts: Parts) -> dict[str, Any] | None:
     """The record of the run that `workdir` holds, if any. Raises ValueError where it is of another config or data set."""
     if not (workdir / "run.json").exists():
-        if (workdir / "checkpoints").exists() and any((workdir / "checkpoints").iterdir()):
-            raise ValueError(f"{workdir} holds checkpoints but no run.json; restore it, or name another --workdir")
+        foreign = [path.name for path in workdir.iterdir() if path.name in ("metrics.jsonl", "tensorboard")]
+        foreign += ["checkpoints"] * any((workdir / "checkpoints").glob("*"))
+        if foreign:  # run.json is what a run writes first
+            raise ValueError(f"{workdir} holds {foreign[0]} but no run.json; restore it, or name another --workdir")
         return None
     before = records.read_run(workdir)
     old, new = flat(before["config"]), flat(parts.config)
     differing = [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+        if old.get(key) != new.get(key) and not MAY_CHANGE.fullmatch(key)
     ]
     if differing:
         raise ValueError(f"{workdir} holds a run of another config ({'; '.join(differing)}); name another --workdir")
@@ -91,10 +95,20 @@ class TrainedRun:
     warnings: tuple[str, ...]
 
 
-def load_run(workdir: Path, which: str = "newest") -> TrainedRun:
-    """The newest or the best checkpoint of the run in `workdir`, which is only read."""
+def load_run(
+    workdir: Path, which: str = "newest", *, read_data: bool = True, data_dir: str | None = None
+) -> TrainedRun:
+    """The newest or the best checkpoint of the run in `workdir`, which is only read.
+
+    read_data: whether the parts have their sources; without, run.json suffices. data_dir: where the data lie now.
+    """
     record = records.read_run(workdir)
-    parts = assemble(record_config(record))
+    config = record_config(record)
+    if data_dir is not None:
+        if "dir" not in config.data:
+            raise ValueError(f"{config.data.name} has no config.data.dir to set")
+        config.data.dir = data_dir
+    parts = assemble(config, record=None if read_data else record)
     if record["dataset"]["checksum"] != parts.info.checksum:
         raise ValueError(f"the data set that {workdir} was trained on has other contents than config.data gives now")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
@@ -123,7 +137,7 @@ def flat(config: ConfigDict | dict, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, ConfigDict | dict):
             fields |= flat(value, f"{prefix}{key}.")
         else:
-            fields[prefix + key] = list(value) if isinstance(value, tuple) else value
+            fields[prefix + key] = json.loads(json.dumps(value))
     return fields
 
 

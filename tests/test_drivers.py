@@ -87,3 +87,10 @@ def test_auto_is_resident_in_memory_and_streamed_where_there_is_too_much(tiny_co
     assert not isinstance(pipeline.source, ArraySource)
     with pytest.raises(ValueError, match=r"config.driver='resident' needs a data set that fits in memory"):
         make_driver("resident", lambda *a: a, pipeline, parts.root_key(), parts.mesh, 0)
+
+
+def test_streamed_refuses_a_dispatch_of_many_steps(tiny_config):
+    parts = assemble(tiny_config)
+    pipeline = Pipeline(parts.sources["train"], 16, 0)
+    with pytest.raises(ValueError, match=r"config.steps_per_dispatch=7 needs config.driver='resident'"):
+        make_driver("streamed", lambda *a: a, pipeline, parts.root_key(), parts.mesh, 7)

@@ -259,3 +259,95 @@ def test_overrides_are_read_by_the_type_of_their_field():
     assert isinstance(config.optim.lr, float) and config.optim.lr == 1.0 and config.num_epochs == 2.5
     assert config.optim.step_epochs == (30, 60) and config.optim.decay_kinds == ("kernel", "bias")
     assert config.log.use_tensorboard is False
+
+
+def test_an_empty_workdir_is_refused(capsys):
+    fails(capsys, "train", XO, "--workdir=", code=2, says="the name of the directory is empty")
+
+
+@pytest.mark.parametrize("argument", ["--config=1", "--config.K=1", "--config.KEY=5", "--split=test"])
+def test_no_argument_is_swallowed(capsys, argument):
+    fails(capsys, "train", XO, "--workdir=x", argument, code=2, says=argument.partition("=")[0].lstrip("-"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise SystemExit", "get_config: SystemExit"),
+        ("raise ValueError()", "get_config: ValueError: ValueError"),
+        ("return 1 / 0", "get_config: ZeroDivisionError: division by zero"),
+        ("return None", "get_config gives NoneType"),
+        ("import ml_collections; return ml_collections.ConfigDict()", "config.seed is missing"),
+    ],
+)
+def test_a_get_config_that_fails_is_named(capsys, tmp_path, body, says):
+    (tmp_path / "bad.py").write_text(f"def get_config(arg=None):\n    {body}\n")
+    fails(capsys, "train", tmp_path / "bad.py", f"--workdir={tmp_path / 'run'}", says=says)
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "says"),
+    [
+        ("--config.num_epochs=inf", 1, "config.num_epochs=inf must be finite"),
+        ("--config.augment.max_shift_px=nan", 1, "config.augment.max_shift_px=nan must be finite"),
+        ("--config.augment.scale_range=(1.0,1e400)", 1, "config.augment.scale_range=(1.0, inf) must be finite"),
+        ("--config.optim.lr=1e39", 1, "config.optim.lr=1e+39 must be finite, and within float32"),
+        ("--config.augment.scale_range=('a','b')", 2, "must be of type tuple, like (0.85, 1.15)"),
+        ("--config.log.profile_steps=(0.5,1.5)", 1, "config.log.profile_steps"),
+        ("--config.log.profile_steps=(-1,1)", 1, "config.log.profile_steps"),
+        ("--config.num_epochs=1e9", 1, "config.num_epochs=1000000000.0 makes"),
+        ("--config.num_epochs=0.001", 1, "config.num_epochs=0.001 makes 0 steps"),
+    ],
+)
+def test_numbers_that_no_run_could_take(capsys, tmp_path, override, code, says):
+    fails(capsys, "train", DIGITS, f"--workdir={tmp_path / 'run'}", override, code=code, says=says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_current_directory_is_not_imported(tmp_path):
+    for package in ("configs", "cnn_jax"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('not this one')")
+    assert '/bin/python" -P -m cnn_jax.main' in (ROOT / "launch.sh").read_text()
+    arguments = [sys.executable, "-P", "-m", "cnn_jax.main", "train", XO, "--workdir=x", "--config.nothing=1"]
+    done = subprocess.run(arguments, cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 2 and "has no field config.nothing" in done.stderr, done.stderr
+
+
+def test_predict_needs_no_data_and_evaluate_takes_data_that_moved(tmp_path):
+    import gzip
+    import struct
+
+    rng = np.random.default_rng(0)
+    (tmp_path / "idx").mkdir()
+    for stem, n in (("train", 120), ("t10k", 40)):
+        images, labels = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 10
+        with gzip.open(tmp_path / "idx" / f"{stem}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">IIII", 2051, *images.shape) + images.tobytes())
+        (tmp_path / "idx" / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, n) + labels.tobytes())
+    arguments = ["train", "configs/lenet_mnist.py", f"--workdir={tmp_path / 'run'}", "--config.data.num_validation=20"]
+    arguments += ["--config.num_epochs=2", "--config.batch_size=20"]
+    done = run_cnn_jax(*arguments, f"--config.data.dir={tmp_path / 'idx'}")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "idx").rename(tmp_path / "moved")
+    Image.new("L", (28, 28)).save(tmp_path / "p.png")
+    assert run_cnn_jax("predict", tmp_path / "run", tmp_path / "p.png").returncode == 0
+    missing = run_cnn_jax("evaluate", tmp_path / "run")
+    assert missing.returncode == 1 and "no such directory" in missing.stderr
+    assert run_cnn_jax("evaluate", tmp_path / "run", f"--data_dir={tmp_path / 'moved'}").returncode == 0
+    done = run_cnn_jax(*arguments, f"--config.data.dir={tmp_path / 'moved'}")
+    assert done.returncode == 0 and "has finished" in done.stdout
+    assert run_cnn_jax("evaluate", tmp_path / "run").returncode == 0  # the record knows where they lie now
+
+
+def test_a_half_written_entry_of_the_compilation_cache_is_mended(tmp_path):
+    arguments = ["train", XO, *SHORT]
+    cache = tmp_path / "cache"
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    assert run_cnn_jax(*arguments, f"--workdir={tmp_path / 'a'}", **environment).returncode == 0
+    for entry in cache.glob("*-cache"):
+        entry.write_bytes(entry.read_bytes()[:40])
+    for workdir in "bc":
+        done = run_cnn_jax(*arguments, f"--workdir={tmp_path / workdir}", **environment)
+        assert done.returncode == 0 and "compilation cache" not in done.stderr, done.stderr
+    assert all(entry.stat().st_size > 40 for entry in cache.glob("*-cache"))

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnn_jax import records
-from cnn_jax.records import MetricsLog, Progress, Window, provenance, read_run, write_json
+from cnn_jax.records import MetricsLog, Progress, Window, kept_lines, provenance, read_run, write_json
 
 ROOT = Path(records.__file__).parent.parent
 
@@ -65,7 +65,7 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path, write, err
     write_json(path, {"status": "running"})
     with pytest.raises(error):
         write(path)
-    assert read_run(tmp_path) == {"status": "running"}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "running"}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -74,7 +74,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path, size):
     write_json(tmp_path / "run.json", {"status": "running"})
     with limited_file_size(size), pytest.raises(OSError):
         write_json(tmp_path / "run.json", {"status": "finished", "text": "x" * 100_000})
-    assert read_run(tmp_path) == {"status": "running"}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "running"}
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -89,9 +89,9 @@ def test_a_kill_leaves_the_old_record(tmp_path):
         records.write_json(path, {"status": "finished"})"""
     done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, timeout=120)
     assert done.returncode == -9
-    assert read_run(tmp_path) == {"status": "running"}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "running"}
     write_json(tmp_path / "run.json", {"status": "interrupted"})
-    assert read_run(tmp_path) == {"status": "interrupted"}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"status": "interrupted"}
 
 
 def test_read_run_says_what_is_amiss_with_a_workdir(tmp_path):
@@ -104,7 +104,14 @@ def test_read_run_says_what_is_amiss_with_a_workdir(tmp_path):
         read_run(tmp_path / "file")
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"status": "runn', b'{"status": "run\xff\xfe"}', b"\x00" * 40])
+@pytest.mark.parametrize("record", [b"{}", b'{"status": "running", "config": {}}'])
+def test_read_run_names_what_a_record_lacks(tmp_path, record):
+    (tmp_path / "run.json").write_bytes(record)
+    with pytest.raises(ValueError, match=r"run\.json lacks .*num_steps, dataset; restore it"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"null", b"", b'{"status": "runn', b'{"status": "run\xff\xfe"}', b"\x00" * 40])
 def test_read_run_refuses_a_damaged_record(tmp_path, damage):
     (tmp_path / "run.json").write_bytes(damage)
     with pytest.raises(ValueError, match=r"^[^\n]*/run\.json is damaged \(.*\); restore it, [^\n]*--workdir$"):
@@ -194,7 +201,7 @@ def lines_in(workdir: Path) -> list[dict]:
 
 
 def write_log(workdir: Path, steps, keep_lines: int = 0, use_tensorboard: bool = False) -> None:
-    log = MetricsLog(workdir, keep_lines, use_tensorboard)
+    log = MetricsLog(workdir, kept_lines(workdir, keep_lines), use_tensorboard)
     for step in steps:
         log.write(record_of(step))
     log.sync()
@@ -225,18 +232,18 @@ def test_a_log_shorter_than_its_checkpoint_knows_is_refused_and_left_alone(tmp_p
     before = (tmp_path / "metrics.jsonl").read_bytes()
     message = r"/metrics\.jsonl has 4 lines where its checkpoint knows 5; restore it$"
     with pytest.raises(ValueError, match=message):
-        MetricsLog(tmp_path, 5, use_tensorboard=False)
+        MetricsLog(tmp_path, kept_lines(tmp_path, 5), use_tensorboard=False)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_log_that_is_gone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has 0 lines where its checkpoint knows 2"):
-        MetricsLog(tmp_path, 2, use_tensorboard=False)
+        MetricsLog(tmp_path, kept_lines(tmp_path, 2), use_tensorboard=False)
 
 
 @pytest.mark.parametrize("bad", [{"loss": math.nan}, {"loss": math.inf}])
 def test_a_record_that_is_no_json_leaves_no_trace(tmp_path, bad):
-    log = MetricsLog(tmp_path, 0, use_tensorboard=False)
+    log = MetricsLog(tmp_path, kept_lines(tmp_path, 0), use_tensorboard=False)
     log.write(record_of(0))
     with pytest.raises(ValueError):
         log.write(record_of(1) | bad)
@@ -251,7 +258,7 @@ def test_a_full_disk_leaves_whole_lines_and_the_log_goes_on_when_there_is_room(t
     for size in (0, 1, line - 1, line, line + 1, 2 * line + line // 2):
         workdir = tmp_path / str(size)
         workdir.mkdir()
-        log, written = MetricsLog(workdir, 0, use_tensorboard=False), []
+        log, written = MetricsLog(workdir, kept_lines(workdir, 0), use_tensorboard=False), []
         with limited_file_size(size), pytest.raises(OSError) as caught:
             for step in range(10):
                 log.write(record_of(step))
@@ -265,7 +272,7 @@ def test_a_full_disk_leaves_whole_lines_and_the_log_goes_on_when_there_is_room(t
 
 
 def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_the_line_whole(tmp_path):
-    log = MetricsLog(tmp_path, 0, use_tensorboard=False)
+    log = MetricsLog(tmp_path, kept_lines(tmp_path, 0), use_tensorboard=False)
     file = log._file
     log._file = SimpleNamespace(fileno=file.fileno, close=file.close, write=lambda data: file.write(data[:7]))
     for step in range(3):
@@ -302,7 +309,7 @@ def events_of(lines: list[dict]) -> dict[tuple[str, int], float]:
 
 
 def test_events_equal_the_lines_also_after_a_resume(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, kept_lines(tmp_path, 0))
     for step in range(5):
         log.write(record_of(step))
     log.write(record_of(4, "validation") | {"count": 450})
@@ -311,7 +318,7 @@ def test_events_equal_the_lines_also_after_a_resume(tmp_path):
     log.write(record_of(5))
     log.close()
 
-    log = MetricsLog(tmp_path, 3)
+    log = MetricsLog(tmp_path, kept_lines(tmp_path, 3))
     log.write(record_of(3, "validation"))
     log.write(record_of(9) | {"loss": 0.125})
     log.close()
@@ -327,7 +334,7 @@ def test_sync_waits_for_the_events(tmp_path, monkeypatch):
 
     write = RecordWriter.write
     monkeypatch.setattr(RecordWriter, "write", lambda self, data: (time.sleep(0.02), write(self, data)))  # a slow disk
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, kept_lines(tmp_path, 0))
     for step in range(3):
         log.write(record_of(step))
     log.sync()

@@ -212,7 +212,8 @@ def test_a_diverged_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(tmp
     monkeypatch.setattr(assembling.Parts, "loss_fn", loss_fn)
     config = tiny(steps_per_dispatch=steps_per_dispatch)
     with pytest.raises(
-        Diverged, match=rf"diverged at step {poisoned}: the loss and the gradient not finite, first in 'C1'"
+        Diverged,
+        match=rf"diverged at step {poisoned}: the loss and the gradient or update \(first of 'C1'\) not finite",
     ):
         run(config, tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
@@ -390,3 +391,61 @@ def test_a_gradient_norm_that_overflows_is_recorded_as_the_largest_number():
     window.add({"loss": np.float32(1), "grad_norm": np.float32(np.inf), "nonfinite": {"loss": np.bool_(False)}})
     assert window.fetch() is None
     assert window.means() == {"loss": 1.0, "grad_norm": LARGEST}
+
+
+def test_a_restart_that_fails_leaves_the_record_of_a_finished_run(tmp_path):
+    run(tiny(num_epochs=1), tmp_path)
+    before = (tmp_path / "run.json").read_text()
+    lines = (tmp_path / "metrics.jsonl").read_bytes()
+    for damage in (b"", b"x" + lines[1:], b"\xff" + lines[1:]):
+        (tmp_path / "metrics.jsonl").write_bytes(damage)
+        with pytest.raises(ValueError, match=r"metrics.jsonl.* restore it"):
+            run(tiny(num_epochs=2), tmp_path)
+        assert (tmp_path / "run.json").read_text() == before
+    (tmp_path / "metrics.jsonl").write_bytes(lines)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"has no checkpoint, though its run.json tells of step 5"):
+        run(tiny(num_epochs=2), tmp_path)
+    assert (tmp_path / "run.json").read_text() == before and (tmp_path / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "tensorboard"])
+def test_what_is_not_the_runs_is_not_touched(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"holds {name} but no run.json"):
+        run(tiny(), tmp_path)
+    assert (tmp_path / name).is_dir()
+
+
+def test_a_second_interrupt_without_words_is_recorded(tmp_path, monkeypatch):
+    def poll(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cnn_jax.interruption.Interruption.poll", poll)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny(), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "interrupted" and record["error"] == "KeyboardInterrupt"
+
+
+def test_the_record_tells_the_step_that_a_resumed_run_stands_at(tmp_path, monkeypatch):
+    run(tiny(num_epochs=1), tmp_path)
+
+    def poll(self):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("cnn_jax.interruption.Interruption.poll", poll)
+    with pytest.raises(Interrupted):
+        run(tiny(num_epochs=2), tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["step"] == 5
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3, 0.7, 1.1])
+def test_a_signal_while_everything_is_being_imported_stops_at_once(tmp_path, after_s):
+    process = start(tmp_path / "run")
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    # In the first moments of the interpreter itself nothing of ours can answer yet.
+    assert process.returncode in (130, -signal.SIGINT) or "KeyboardInterrupt" in out, out
+    assert "test split" not in out
