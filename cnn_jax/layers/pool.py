@@ -171,7 +171,7 @@ class Subsampling(nn.Module):
 def _window_sum(x: Float[Array, "n *size c"], windows: PoolWindows) -> Float[Array, "n *out c"]:
     """The sum of each window, padding as 0, in float32 at least."""
     x = x.astype(_sum_type(x))
-    for stage in stages(windows):
+    for stage in stages(windows, most_cells=9):
         x = padded(x, stage, 0)
         x = reduce(jnp.add, [under(x, stage, cell) for cell in cells(stage)])
     return x

@@ -28,9 +28,6 @@ from cnn_jax.layers.conv_arithmetic import (
 
 Cell = tuple[int, ...]
 
-# A window of more cells is pooled one axis after another: k + k slices in place of k * k.
-_MOST_CELLS_AT_ONCE = 9
-
 
 class PoolWindows(NamedTuple):
     """The windows over an input of `size`, each field one entry an axis. Hashable."""
@@ -81,9 +78,12 @@ def cells(windows: PoolWindows) -> Iterator[Cell]:
     return np.ndindex(*windows.kernel_size)
 
 
-def stages(windows: PoolWindows) -> tuple[PoolWindows, ...]:
-    """The poolings to run one after another: the windows themselves, or `along_axes` where they have many cells."""
-    return (windows,) if np.prod(windows.kernel_size) <= _MOST_CELLS_AT_ONCE else tuple(along_axes(windows))
+def stages(windows: PoolWindows, *, most_cells: int) -> tuple[PoolWindows, ...]:
+    """The poolings to run one after another: the windows themselves, or `along_axes` where they have more cells.
+
+    One axis after another takes k + k slices in place of k * k, at the price of a map between.
+    """
+    return (windows,) if np.prod(windows.kernel_size) <= most_cells else tuple(along_axes(windows))
 
 
 def along_axes(windows: PoolWindows) -> Iterator[PoolWindows]:

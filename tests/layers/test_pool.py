@@ -260,6 +260,14 @@ def test_bfloat16_sums_in_float32():
     assert jax.eval_shape(blur_pool, x).dtype == jnp.bfloat16
 
 
+def test_bfloat16_is_rounded_once():
+    one, next_one = 1.0, 1.0078125
+    x = maps([one, next_one], [next_one, next_one]).astype(jnp.bfloat16)
+    # The mean, 1.0059, is nearest next_one; were the first row's mean rounded before, the whole would be 1.
+    for y in (adaptive_average_pool(x, 1), average_pool(x, 2), global_average_pool(x)):
+        assert float(y.reshape(())) == next_one
+
+
 @pytest.mark.parametrize(
     "pool",
     [
