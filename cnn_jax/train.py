@@ -209,14 +209,14 @@ class _Training:
         self.state = self.parts.optimizer.after_eval(self.state, metrics)
         self.last_eval = self.step
         headline = metrics[self.parts.task.headline]
-        self.progress.say(
+        is_new_best = self.best is None or headline > self.best["score"]
+        if is_new_best:
+            self.best = {"step": self.step, "score": headline}
+        self.progress.say(  # last: a reader who has left stops the run here, and what it saves must be complete
             f"step {self.step}  epoch {self.step / self.parts.steps_per_epoch:.1f}  validation "
             f"{self.parts.task.headline} {headline:.4f}  loss {metrics['loss']:.4f}"
         )
-        if self.best is None or headline > self.best["score"]:
-            self.best = {"step": self.step, "score": headline}
-            return True
-        return False
+        return is_new_best
 
     def _score(self, split: str) -> dict[str, Any]:
         metrics = self.evaluator.evaluate(

@@ -449,3 +449,20 @@ def test_a_signal_while_everything_is_being_imported_stops_at_once(tmp_path, aft
     # In the first moments of the interpreter itself nothing of ours can answer yet.
     assert process.returncode in (130, -signal.SIGINT) or "KeyboardInterrupt" in out, out
     assert "test split" not in out
+
+
+@pytest.mark.parametrize("line", [1, 2, 3])
+def test_a_reader_who_leaves_stops_the_run_with_everything_saved(straight, tmp_path, monkeypatch, line):
+    config, workdir = straight
+    said = itertools.count(1)
+
+    def say(self, text):
+        if next(said) == line:
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
+        patch.setattr("cnn_jax.records.Progress.say", say)
+        run(config, tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
+    run(config, tmp_path)
+    assert outcome(tmp_path) == outcome(workdir)
