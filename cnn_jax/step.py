@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, PyTree
+from jax import Array
 
 from cnn_jax.optim import init_ema
 
+PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
 RNG_STREAMS = ("augment", "dropout")
 
@@ -96,7 +97,7 @@ def make_train_step(
     return train_step
 
 
-def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+def _all_finite(tree: PyTree) -> Array:
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
 

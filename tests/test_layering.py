@@ -26,7 +26,7 @@ HOME_OF = {  # who alone may import it
     "sklearn": ("data",),
     "tensorboard": ("records",),
 }
-STEP_MAY_IMPORT = {"jax", "flax", "optax", "jaxtyping", "cnn_jax.optim"}
+STEP_MAY_IMPORT = {"jax", "flax", "optax"}
 PACKAGE = sorted((ROOT / "cnn_jax").rglob("*.py"))
 
 
