@@ -721,6 +721,10 @@ def train_until_killed(directory: str) -> None:
         for warning in restored.warnings if restored else ():
             print("warning", warning, flush=True)
         print("ready", step, flush=True)
+        if (
+            restored and restored.score is None
+        ):  # killed between the two saves of a step: as a run does, the second again
+            checkpoints.save(step, state_at(step), meta_at(step), score_at(step))
         while True:
             step += 1
             if step % 2:
