@@ -4,7 +4,7 @@ What jax.nn does at the kinks and far out, as the tests pin it:
 * relu has gradient 0 at 0; leaky_relu has gradient 1 there, elu its alpha (1 by default: no kink);
 * sigmoid, softmax and log_softmax neither overflow nor yield NaN up to 1e38 either way.
 
-Cross-entropy, smoothed or not, is a loss: `cnn_jax.classification.smoothed_cross_entropy`.
+Cross-entropy, smoothed or not, is a loss: `cnn_jax.classification`.
 """
 
 import jax
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax.nn import elu, log_softmax, relu, sigmoid, softmax, tanh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+
+from cnn_jax.layers.checks import floating_array, integer
 
 __all__ = ["elu", "leaky_relu", "log_softmax", "maxout", "relu", "scaled_tanh", "sigmoid", "softmax", "tanh"]
 
@@ -32,10 +34,12 @@ def maxout(x: Float[ArrayLike, "*batch pieces"], num_pieces: int) -> Float[Array
     x holds the affine pieces, features * num_pieces channels; of equals, each gets an equal part of the gradient.
 
     Raises:
-      ValueError: num_pieces below 1, or not a divisor of the channels.
+      ValueError: integer x or a scalar, num_pieces no integer or below 1, or not a divisor of the channels.
     """
-    x = jnp.asarray(x)
+    x = floating_array("x", x)
+    if not x.ndim:
+        raise ValueError("x: shape (), must have channels as its last axis")
     channels = x.shape[-1]
-    if num_pieces < 1 or channels % num_pieces:
-        raise ValueError(f"num_pieces={num_pieces}: must be at least 1 and divide the {channels} channels of x")
+    if channels % integer("num_pieces", num_pieces):
+        raise ValueError(f"num_pieces={num_pieces}: must divide the {channels} channels of x")
     return jnp.max(x.reshape(*x.shape[:-1], channels // num_pieces, num_pieces), axis=-1)

@@ -11,31 +11,35 @@ Sources
   Dilation: F. Yu, V. Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016,
     https://arxiv.org/abs/1511.07122.
 
+How the products are summed, and by which form on which platform: `correlate`. On the CPU plain two-dimensional
+convolutions in float32 or float64 and biases have a custom_vjp: no forward mode (jax.jvp, jax.jacfwd), and of second
+order reverse over reverse.
+
 The products are summed in XLA's default precision, which on a GPU may be TensorFloat-32 and on a TPU bfloat16;
 `jax.default_matmul_precision("highest")` makes float32 exact.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
+from cnn_jax.layers.channel_sum import add_bias
+from cnn_jax.layers.checks import check_dtype, check_maps, check_shape, floating_array, integer
 from cnn_jax.layers.conv_arithmetic import (
     Padding,
-    Pair,
     PerAxis,
     pad,
     padding_pairs,
     per_axis,
     transposed_output_size,
+    window_size,
     windows,
 )
-
-_SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
+from cnn_jax.layers.correlate import correlate
 
 
 def conv(
@@ -78,14 +82,16 @@ def conv(
     if kernel.shape[-2] * groups != x.shape[-1]:
         expected = f"{x.shape[-1] // groups} on its axis -2, x's {x.shape[-1]} channels by {groups} groups"
         raise ValueError(f"kernel: shape {kernel.shape}, must have {expected}")
-    _check_bias(bias, kernel.shape[-1])
+    if bias is not None:
+        check_shape("bias", bias, kernel.shape[-1:])
     w = windows(x.shape[1:-1], kernel.shape[:-2], stride=stride, padding=padding, dilation=dilation, flip=flip)
     pairs = w.padding
     if mode != "zeros":
         x, pairs = pad(x, pairs, mode=mode), ((0, 0),) * num_axes
     if flip:
         kernel = jnp.flip(kernel, range(num_axes))
-    return _add_bias(_correlate(x, kernel, w.stride, pairs, w.dilation, groups), bias)
+    y = correlate(x, kernel, stride=w.stride, padding=pairs, dilation=w.dilation, groups=groups)
+    return y if bias is None else add_bias(y, bias)
 
 
 def conv_transpose(
@@ -117,7 +123,8 @@ def conv_transpose(
     _check_groups(groups, y.shape[-1])
     if kernel.shape[-1] != y.shape[-1]:
         raise ValueError(f"kernel: shape {kernel.shape}, must have y's {y.shape[-1]} channels on its last axis")
-    _check_bias(bias, kernel.shape[-2] * groups)
+    if bias is not None:
+        check_shape("bias", bias, (kernel.shape[-2] * groups,))
     if isinstance(padding, str) and padding != "valid":
         raise ValueError(f"padding={padding!r}: must be numbers or 'valid' for a transposed convolution")
     pairs = padding_pairs(0 if padding == "valid" else padding, num_axes)
@@ -134,7 +141,10 @@ def conv_transpose(
     turned = turned.reshape(*kernel_size, features, groups, channels // groups)
     turned = jnp.swapaxes(turned, -1, -3).reshape(*kernel_size, channels // groups, groups * features)
     ones = (1,) * num_axes
-    return _add_bias(_correlate(y, turned, ones, tuple(around), dilation, groups, input_dilation=stride), bias)
+    x = correlate(
+        y, turned, stride=ones, padding=tuple(around), dilation=dilation, groups=groups, input_dilation=stride
+    )
+    return x if bias is None else add_bias(x, bias)
 
 
 class Conv(nn.Module):
@@ -144,7 +154,7 @@ class Conv(nn.Module):
     """
 
     features: int
-    kernel_size: Sequence[int]
+    kernel_size: PerAxis
     strides: PerAxis = 1
     padding: Padding = 0
     dilation: PerAxis = 1
@@ -157,9 +167,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "n *spatial c"]) -> Float[Array, "n *out_spatial o"]:
-        _check_float("x", x)
-        _check_groups(self.groups, x.shape[-1], self.features)
-        kernel_size = per_axis("kernel_size", self.kernel_size, x.ndim - 2)
+        check_dtype(self.dtype)
+        x = floating_array("x", x)
+        kernel_size = window_size(x, self.kernel_size)
+        _check_groups(self.groups, x.shape[-1], integer("features", self.features))
         kernel = self.param("kernel", self.kernel_init, (*kernel_size, x.shape[-1] // self.groups, self.features))
         bias = self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
         return conv(
@@ -182,60 +193,22 @@ def checked_operands(
     name: str = "x",
 ) -> tuple[Array, Array, Array | None]:
     """The operands as arrays of one floating type and of ranks that go together; ValueError otherwise."""
-    x, kernel, bias = jnp.asarray(x), jnp.asarray(kernel), None if bias is None else jnp.asarray(bias)
-    if x.ndim - 2 not in _SPATIAL:
+    x, kernel = floating_array(name, x), floating_array("kernel", kernel)
+    bias = None if bias is None else floating_array("bias", bias)
+    if x.ndim - 2 not in (1, 2, 3):
         raise ValueError(f"{name}: shape {x.shape}, must be (N, *spatial, C) with 1, 2 or 3 spatial axes")
     if kernel.ndim != x.ndim:
         axes = f"{x.ndim - 2} spatial axes as {name} has, then its channels in and out"
         raise ValueError(f"kernel: shape {kernel.shape}, must have {axes}")
-    _check_float(name, x)
+    check_maps(name, x)
+    if 0 in kernel.shape[-2:]:
+        raise ValueError(f"kernel: shape {kernel.shape}, must have a channel or more in and out")
     for other_name, other in (("kernel", kernel), ("bias", bias)):
         if other is not None and other.dtype != x.dtype:
             raise ValueError(f"{other_name}: dtype {other.dtype}, must be {x.dtype} as {name} has")
     return x, kernel, bias
 
 
-def _correlate(
-    x: Array,
-    kernel: Array,
-    stride: tuple[int, ...],
-    padding: tuple[Pair, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    input_dilation: tuple[int, ...] | None = None,
-) -> Array:
-    """The sum of products itself, its operands checked and its padding zeros: the one place that computes it.
-
-    A faster formulation for some platform and shape belongs here, and must mean the same.
-    """
-    axes = _SPATIAL[x.ndim - 2]
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        stride,
-        padding,
-        lhs_dilation=input_dilation,
-        rhs_dilation=dilation,
-        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-        feature_group_count=groups,
-    )
-
-
-def _add_bias(y: Array, bias: Array | None) -> Array:
-    return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-
-
-def _check_float(name: str, x: Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: dtype {x.dtype}, must be a floating one; scale or cast it first")
-
-
-def _check_groups(groups: int, *counts: int) -> None:
-    per_axis("groups", groups, 1)
-    if any(count % groups for count in counts):
+def _check_groups(groups: Any, *counts: int) -> None:
+    if any(count % integer("groups", groups) for count in counts):
         raise ValueError(f"groups={groups}: must divide the numbers of channels, {' and '.join(map(str, counts))}")
-
-
-def _check_bias(bias: Array | None, features: int) -> None:
-    if bias is not None and bias.shape != (features,):
-        raise ValueError(f"bias: shape {bias.shape}, must be {(features,)}")

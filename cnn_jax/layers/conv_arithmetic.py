@@ -8,12 +8,13 @@ https://arxiv.org/abs/1603.07285, chapters 2 to 5. Ceil: Caffe's and PyTorch's r
 """
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Shaped
+
+from cnn_jax.layers.checks import check_maps, integer, is_integer, shown
 
 PerAxis = int | Sequence[int]
 Pair = tuple[int, int]
@@ -42,8 +43,7 @@ class Windows(NamedTuple):
 
 def effective_kernel_size(kernel_size: int, dilation: int = 1) -> int:
     """The samples that a dilated kernel spans: dilation (kernel_size - 1) + 1. ValueError where either is below 1."""
-    (kernel_size,), (dilation,) = per_axis("kernel_size", kernel_size, 1), per_axis("dilation", dilation, 1)
-    return dilation * (kernel_size - 1) + 1
+    return integer("dilation", dilation) * (integer("kernel_size", kernel_size) - 1) + 1
 
 
 def output_size(
@@ -68,6 +68,7 @@ def output_size(
     """
     if rounding not in ("floor", "ceil", "strict"):
         raise ValueError(f"rounding={rounding!r}: must be 'floor', 'ceil' or 'strict'")
+    size, kernel_size, stride = integer("size", size), integer("kernel_size", kernel_size), integer("stride", stride)
     padding = padding if isinstance(padding, str) else (padding,)
     (out,) = windows((size,), (kernel_size,), stride=stride, padding=padding, dilation=dilation).output_size
     if rounding == "floor":
@@ -98,8 +99,8 @@ def transposed_output_size(
     Raises:
       ValueError: an argument is out of range, output_padding reaches both stride and dilation, or nothing is left.
     """
-    (size,), (stride,) = per_axis("size", size, 1), per_axis("stride", stride, 1)
-    (output_padding,) = per_axis("output_padding", output_padding, 1, minimum=0)
+    size, stride = integer("size", size), integer("stride", stride)
+    output_padding = integer("output_padding", output_padding, minimum=0)
     span = effective_kernel_size(kernel_size, dilation)
     if output_padding >= max(stride, dilation):
         limit = f"stride {stride} or dilation {dilation}"
@@ -115,7 +116,7 @@ def window_extent(
     index: int, kernel_size: int, *, stride: int = 1, padding: int | Pair = 0, dilation: int = 1
 ) -> tuple[int, int]:
     """First and last sample of the unpadded input that output `index` sees; outside the input lies padding."""
-    (index,), (stride,) = per_axis("index", index, 1, minimum=0), per_axis("stride", stride, 1)
+    index, stride = integer("index", index, minimum=0), integer("stride", stride)
     ((low, _),) = padding_pairs((padding,), 1)
     first = index * stride - low
     return first, first + effective_kernel_size(kernel_size, dilation) - 1
@@ -135,8 +136,8 @@ def windows(
     Raises:
       ValueError: an argument is out of range or of another number of axes, or the kernel exceeds the padded input.
     """
+    size = all_axes("size", size)
     num_axes = len(size)
-    size = per_axis("size", size, num_axes)
     kernel_size = per_axis("kernel_size", kernel_size, num_axes)
     stride, dilation = per_axis("stride", stride, num_axes), per_axis("dilation", dilation, num_axes)
     pairs = resolve_padding(padding, size, kernel_size, stride, dilation, flip=flip)
@@ -187,25 +188,41 @@ def resolve_padding(
 
 def padding_pairs(padding: Padding, num_axes: int) -> tuple[Pair, ...]:
     """Padding given as numbers, as one (low, high) pair an axis. ValueError where negative or of other axes."""
-    entries = (padding,) * num_axes if _is_integer(padding) else padding
+    entries = (padding,) * num_axes if is_integer(padding) else padding
     if isinstance(entries, Sequence) and not isinstance(entries, str) and len(entries) == num_axes:
-        pairs = [(entry, entry) if _is_integer(entry) else entry for entry in entries]
+        pairs = [(entry, entry) if is_integer(entry) else entry for entry in entries]
         if all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs) and all(
-            _is_integer(number) and number >= 0 for pair in pairs for number in pair
+            is_integer(number) and number >= 0 for pair in pairs for number in pair
         ):
             return tuple((int(low), int(high)) for low, high in pairs)
     form = f"for each of {num_axes} spatial axes such a number or a (low, high) pair"
-    raise ValueError(f"padding={padding!r}: must be a number not below 0, or {form}")
+    raise ValueError(f"padding={shown(padding)}: must be a number not below 0, or {form}")
 
 
 def per_axis(name: str, value: Any, num_axes: int, *, minimum: int = 1) -> tuple[int, ...]:
     """`value` for each axis, one number serving all. ValueError, naming it, where one is no integer or too small."""
-    values = (value,) * num_axes if _is_integer(value) else value
-    if not isinstance(values, Sequence) or len(values) != num_axes or not all(map(_is_integer, values)):
-        raise ValueError(f"{name}={value!r}: must be an integer, or one for each of {num_axes} spatial axes")
+    values = (value,) * num_axes if is_integer(value) else value
+    if not isinstance(values, Sequence) or len(values) != num_axes or not all(map(is_integer, values)):
+        raise ValueError(f"{name}={shown(value)}: must be an integer, or one for each of {num_axes} spatial axes")
     if min(values) < minimum:
-        raise ValueError(f"{name}={value!r}: must be at least {minimum} on every axis")
+        raise ValueError(f"{name}={shown(value)}: must be at least {minimum} on every axis")
     return tuple(map(int, values))
+
+
+def all_axes(name: str, value: Any) -> tuple[int, ...]:
+    """A size given axis by axis. ValueError, naming it, where it is no such sequence or an axis is empty."""
+    if not isinstance(value, Sequence) or not value:
+        raise ValueError(f"{name}={shown(value)}: must be a sequence, one integer for each spatial axis")
+    return per_axis(name, value, len(value))
+
+
+def window_size(x: Shaped[Array, "..."], kernel_size: Any) -> tuple[int, ...]:
+    """kernel_size for each spatial axis of x. ValueError where the one has other axes than the other, or x has none."""
+    if not is_integer(kernel_size) and x.ndim != len(all_axes("kernel_size", kernel_size)) + 2:
+        axes = f"(N, *spatial, C) with as many spatial axes as kernel_size={kernel_size}"
+        raise ValueError(f"x: shape {x.shape}, must be {axes}")
+    check_maps("x", x)
+    return per_axis("kernel_size", kernel_size, x.ndim - 2)
 
 
 def pad(
@@ -217,10 +234,12 @@ def pad(
     edge a a|a b c d|d d, wrap c d|a b c d|a b.
 
     Raises:
-      ValueError: an unknown mode, negative padding, or more of it than the input can fill in this mode.
+      ValueError: no spatial axis or an empty one, an unknown mode, negative padding, or more of it than the input can
+        fill in this mode.
     """
     x = jnp.asarray(x)
-    if mode not in _PAD_MODES:
+    check_maps("x", x)
+    if mode not in list(_PAD_MODES):  # a list: of what has no hash, too, one may ask it
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(map(repr, _PAD_MODES))}")
     name, limit = _PAD_MODES[mode]
     pairs = padding_pairs(padding, x.ndim - 2)
@@ -228,7 +247,3 @@ def pad(
         if limit is not None and max(pair) > limit(size):
             raise ValueError(f"padding={pair}: in mode {mode!r} at most {limit(size)} over an axis of {size} samples")
     return jnp.pad(x, ((0, 0), *pairs, (0, 0)), mode=name)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)

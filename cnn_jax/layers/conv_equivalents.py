@@ -12,6 +12,7 @@ All raise ValueError as `conv` does.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,13 +20,14 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from cnn_jax.layers.checks import floating_array
 from cnn_jax.layers.conv import checked_operands
-from cnn_jax.layers.conv_arithmetic import Padding, PerAxis, pad, per_axis, windows
+from cnn_jax.layers.conv_arithmetic import Padding, PerAxis, pad, per_axis, window_size, windows
 
 
 def im2col(
     x: Shaped[ArrayLike, "n *spatial c"],
-    kernel_size: Sequence[int],
+    kernel_size: PerAxis,
     *,
     stride: PerAxis = 1,
     padding: Padding = 0,
@@ -34,7 +36,7 @@ def im2col(
 ) -> Shaped[Array, "n *out_spatial patch"]:
     """The patch under each window as a row: its taps in row-major order, each with all c channels."""
     x = jnp.asarray(x)
-    w = windows(x.shape[1:-1], kernel_size, stride=stride, padding=padding, dilation=dilation)
+    w = windows(x.shape[1:-1], window_size(x, kernel_size), stride=stride, padding=padding, dilation=dilation)
     x = pad(x, w.padding, mode=mode)
     taps = []
     for tap in np.ndindex(*w.kernel_size):
@@ -73,7 +75,7 @@ def toeplitz_matrix(
     At stride 1 and one channel its entries are constant along diagonals, Toeplitz; over two axes it is doubly blocked:
     a Toeplitz matrix of blocks, each of them Toeplitz. Its transpose is the matrix of `conv_transpose`.
     """
-    kernel = jnp.asarray(kernel)
+    kernel, input_size = _kernel_over(input_size, kernel)
     w = windows(input_size, kernel.shape[:-2], stride=stride, padding=padding, dilation=dilation)
     table = _dilated(kernel, w.dilation)
     table = jnp.pad(table, [(0, 1)] * len(input_size) + [(0, 0)] * 2)  # an offset that is no tap finds this zero
@@ -94,8 +96,7 @@ def circulant_matrix(
     Over one axis and channel each row is the one above it, rolled by 1; the discrete Fourier transform makes it
     diagonal. The kernel must be no larger than the input.
     """
-    kernel = jnp.asarray(kernel)
-    input_size = per_axis("input_size", input_size, kernel.ndim - 2)
+    kernel, input_size = _kernel_over(input_size, kernel)
     windows(input_size, kernel.shape[:-2])  # raises where the kernel is larger
     beyond = [(0, n - k) for n, k in zip(input_size, kernel.shape, strict=False)]
     table = jnp.pad(kernel, [*beyond, (0, 0), (0, 0)])
@@ -136,6 +137,13 @@ def _ungrouped(x: ArrayLike, kernel: ArrayLike) -> tuple[Array, Array]:
     if kernel.shape[-2] != x.shape[-1]:
         raise ValueError(f"kernel: shape {kernel.shape}, must have x's {x.shape[-1]} channels on its axis -2")
     return x, kernel
+
+
+def _kernel_over(input_size: Any, kernel: ArrayLike) -> tuple[Array, tuple[int, ...]]:
+    kernel = floating_array("kernel", kernel)
+    if kernel.ndim < 3 or 0 in kernel.shape:
+        raise ValueError(f"kernel: shape {kernel.shape}, must be (*kernel_size, in, out), no axis empty")
+    return kernel, per_axis("input_size", input_size, kernel.ndim - 2)
 
 
 def _dilated(kernel: Array, dilation: Sequence[int]) -> Array:

@@ -10,21 +10,25 @@ differ in the scale of what follows and of its gradients, and in nothing else. T
 `flax.linen.Dropout`, which for an equal key equals `dropout` bit for bit.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
+
+from cnn_jax.layers.checks import floating_array, number, shown
 
 
 def dropout(x: Float[ArrayLike, "..."], key: Key[Array, ""], rate: float | int) -> Float[Array, "..."]:
     """Inverted dropout in training; in evaluation there is nothing to do.
 
     Raises:
-      ValueError: a rate outside [0, 1).
+      ValueError: integer x, a rate outside [0, 1), no key.
     """
-    x, keep = jnp.asarray(x), _keep(rate)
-    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0)
+    x, keep = floating_array("x", x), _keep(rate)
+    return jnp.where(_mask(key, keep, x.shape), x / keep, 0)
 
 
 def alexnet_dropout(
@@ -33,18 +37,14 @@ def alexnet_dropout(
     """AlexNet's dropout: zeroes in training, scales by 1 - rate in evaluation, which needs no key.
 
     Raises:
-      ValueError: a rate outside [0, 1), or no key in training.
+      ValueError: integer x, a rate outside [0, 1), or no key in training.
     """
-    x, keep = jnp.asarray(x), _keep(rate)
-    if not train:
-        return x * keep
-    if key is None:
-        raise ValueError("key=None: must be a random key where train=True")
-    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x, 0)
+    x, keep = floating_array("x", x), _keep(rate)
+    return jnp.where(_mask(key, keep, x.shape), x, 0) if train else x * keep
 
 
 class AlexNetDropout(nn.Module):
-    """`alexnet_dropout` by the random stream "dropout"."""
+    """`alexnet_dropout` by the random stream "dropout". Raises ValueError as it does."""
 
     rate: float | int = 0.5  # section 4.2
 
@@ -53,7 +53,11 @@ class AlexNetDropout(nn.Module):
         return alexnet_dropout(x, self.make_rng("dropout") if train else None, self.rate, train=train)
 
 
-def _keep(rate: float | int) -> float:
-    if not 0 <= rate < 1:
-        raise ValueError(f"rate={rate}: must lie in [0, 1)")
-    return 1 - rate
+def _keep(rate: Any) -> float | int:
+    return 1 - number("rate", rate, 0, 1)
+
+
+def _mask(key: Any, keep: float | int, shape: tuple[int, ...]) -> Bool[Array, "..."]:
+    if not isinstance(key, jax.Array):
+        raise ValueError(f"key={shown(key)}: must be a random key in training, as jax.random.key makes it")
+    return jax.random.bernoulli(key, keep, shape)

@@ -13,7 +13,9 @@ Texture: the mean absolute responses of a bank of oriented filters (the bank aft
 tells them apart (99% of pictures over 30 keys, at least 96 of 100 for each; by pixels instead, fewer than half).
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from cnn_jax.layers.checks import check_shape, floating_array, integer, integer_array, is_integer, number, shown
 from cnn_jax.layers.conv import conv
 
 KERNELS = {
@@ -47,7 +50,7 @@ def kernel(name: str) -> Float[Array, "h w"]:
     Raises:
       ValueError: an unknown name.
     """
-    if name not in KERNELS:
+    if name not in list(KERNELS):
         raise ValueError(f"name={name!r}: must be one of {', '.join(KERNELS)}")
     return jnp.asarray(KERNELS[name], jnp.float32)
 
@@ -58,8 +61,7 @@ def box(size: int) -> Float[Array, "h w"]:
     Raises:
       ValueError: a size below 1.
     """
-    if size < 1:
-        raise ValueError(f"size={size}: must be at least 1")
+    integer("size", size)
     return jnp.full((size, size), 1 / size**2, jnp.float32)
 
 
@@ -88,8 +90,9 @@ def gabor(
     Raises:
       ValueError: a size that is not odd and positive; a sigma, wavelength or aspect that is not positive.
     """
-    if wavelength <= 0 or aspect <= 0:
-        raise ValueError(f"wavelength={wavelength}, aspect={aspect}: must be positive")
+    for name, value in (("sigma", sigma), ("wavelength", wavelength), ("aspect", aspect)):
+        number(name, value, 0, ends="()")
+    number("phase_deg", phase_deg)
     u, v = _axes(size, angle_deg)
     wave = np.cos(2 * np.pi * u / wavelength + np.deg2rad(phase_deg))
     return jnp.asarray(_bell(u, v, sigma, sigma / aspect) * wave, jnp.float32)
@@ -108,10 +111,12 @@ def oriented_bank(
     Raises:
       ValueError: a size that is not odd, or below 3; no sigma, or one too small; no orientation.
     """
-    if num_orientations < 1 or not sigmas:
-        raise ValueError(f"num_orientations={num_orientations}, sigmas={sigmas}: must be at least one of each")
+    integer("num_orientations", num_orientations)
+    if not isinstance(sigmas, Sequence) or not sigmas:
+        raise ValueError(f"sigmas={shown(sigmas)}: must be a sequence of one number or more")
     bank = []
     for sigma in sigmas:
+        number("sigma", sigma, 0, ends="()")
         turned = [_axes(size, 180 * i / num_orientations) for i in range(num_orientations)]
         edges = [u * _bell(u, v, sigma, 3 * sigma) for u, v in turned]
         bars = [(1 - (u / sigma) ** 2) * _bell(u, v, sigma, 3 * sigma) for u, v in turned]
@@ -138,7 +143,7 @@ def filter_image(
     centre of a kernel of even size is the upper left of its middle four.
 
     Raises:
-      ValueError: an integer image, an unknown padding, a kernel larger than the padded image.
+      ValueError: an integer image, a complex kernel, an unknown padding, a kernel larger than the padded image.
     """
     return _correlate(image, jnp.asarray(kernel)[None], padding)[..., 0]
 
@@ -157,13 +162,26 @@ def mean_absolute_response(
 def class_means(
     features: Float[Array, "n k"], label: Int[Array, " n"], num_classes: int
 ) -> Float[Array, "num_classes k"]:
-    """The mean feature of each class; NaN for one without examples."""
+    """The mean feature of each class; NaN for one without examples.
+
+    Raises:
+      ValueError: features that are no floats or not (n, k), labels that are no integers or not (n,), no class.
+    """
+    features, label = _feature_vectors("features", features), integer_array("label", label)
+    check_shape("label", label, features.shape[:1], ", one for each of features")
+    integer("num_classes", num_classes)
     one_hot = jax.nn.one_hot(label, num_classes)
     return one_hot.T @ features / jnp.sum(one_hot, axis=0)[:, None]
 
 
 def nearest_mean(features: Float[Array, "n k"], means: Float[Array, "classes k"]) -> Int[Array, " n"]:
-    """The class whose mean is nearest to each feature (Euclidean; of equals the first)."""
+    """The class whose mean is nearest to each feature (Euclidean; of equals the first).
+
+    Raises:
+      ValueError: features or means that are no floats, have not two axes, or not as many features; no means.
+    """
+    features, means = _feature_vectors("features", features), _feature_vectors("means", means)
+    check_shape("means", means, (max(len(means), 1), features.shape[1]), ", a mean of these features for each class")
     return jnp.argmin(jnp.sum((features[:, None] - means[None]) ** 2, axis=-1), axis=-1)
 
 
@@ -173,7 +191,12 @@ def draw_textures(
     """num_each pictures of each of TEXTURES, noisy, of random phase and of wavelengths of 5 to 7 pixels; and their labels.
 
     Every picture has mean 0 and variance 1: neither brightness nor contrast tells textures apart.
+
+    Raises:
+      ValueError: num_each or size_px no integer, or below 1.
     """
+    integer("num_each", num_each)
+    integer("size_px", size_px)
     n = num_each * len(TEXTURES)
     phase_key, wavelength_key, grain_key, noise_key = jax.random.split(key, 4)
     phase = jax.random.uniform(phase_key, (2, n, 1, 1), maxval=2 * np.pi)
@@ -199,8 +222,10 @@ def tell_textures_apart(
     The means are taken from num_train pictures of each of TEXTURES, and tried on num_test others of each.
 
     Raises:
-      ValueError: pictures smaller than the bank's filters.
+      ValueError: pictures smaller than the bank's filters, or none.
     """
+    integer("num_train", num_train)
+    integer("num_test", num_test)
     train_key, test_key = jax.random.split(key)
     bank, classes = oriented_bank(), len(TEXTURES)
     images, label = draw_textures(train_key, num_train, size_px)
@@ -210,10 +235,18 @@ def tell_textures_apart(
     return jnp.zeros((classes, classes), jnp.int32).at[label, found].add(1)
 
 
-def _axes(size: int, angle_deg: float | int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+def _feature_vectors(name: str, x: Any) -> Float[Array, "n k"]:
+    x = floating_array(name, x)
+    if x.ndim != 2:
+        raise ValueError(f"{name}: shape {x.shape}, must be (n, k)")
+    return x
+
+
+def _axes(size: Any, angle_deg: Any) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Coordinates of the pixels' centres along the angle, and along the angle plus 90."""
-    if size < 1 or size % 2 == 0:
-        raise ValueError(f"size={size}: must be odd and positive")
+    if not is_integer(size) or size < 1 or size % 2 == 0:
+        raise ValueError(f"size={shown(size)}: must be an odd and positive integer")
+    number("angle_deg", angle_deg)
     centred = np.arange(size) - size // 2
     right, up = np.broadcast_arrays(centred[None, :], -centred[:, None])
     cos, sin = np.cos(np.deg2rad(angle_deg)), np.sin(np.deg2rad(angle_deg))
@@ -221,14 +254,13 @@ def _axes(size: int, angle_deg: float | int) -> tuple[Float[np.ndarray, "h w"], 
 
 
 def _bell(
-    u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"], sigma_u: float | int, sigma_v: float | int
+    u: Float[np.ndarray, "h w"], v: Float[np.ndarray, "h w"], sigma_u: Any, sigma_v: Any
 ) -> Float[np.ndarray, "h w"]:
-    if min(sigma_u, sigma_v) <= 0:
-        raise ValueError(f"sigma={min(sigma_u, sigma_v)}: must be positive")
+    number("sigma", sigma_u, 0, ends="()")
     return np.exp(-((u / sigma_u) ** 2 + (v / sigma_v) ** 2) / 2)
 
 
-def _mean_weights(size: int, sigma: float | int) -> Float[np.ndarray, "h w"]:
+def _mean_weights(size: Any, sigma: Any) -> Float[np.ndarray, "h w"]:
     bell = _bell(*_axes(size, 0), sigma, sigma)
     return bell / bell.sum()
 
@@ -237,15 +269,15 @@ def _correlate(
     images: Shaped[ArrayLike, "..."], bank: Shaped[ArrayLike, "..."], padding: str
 ) -> Float[Array, "*n oh ow k"]:
     """Every image with every kernel."""
-    images, bank = jnp.asarray(images), jnp.asarray(bank)
+    images, bank = floating_array("image", images), jnp.asarray(bank)
+    if jnp.issubdtype(bank.dtype, jnp.complexfloating):
+        raise ValueError(f"kernel: dtype {bank.dtype}, must be a real one")
     if images.ndim < 2 or bank.ndim != 3:
         raise ValueError(f"image: shape {images.shape}, must be (..., h, w), with kernels (h, w), not {bank.shape[1:]}")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"image: dtype {images.dtype}, must be a floating one; scale or cast it first")
     if padding not in PADDINGS:
         raise ValueError(f"padding={padding!r}: must be one of {', '.join(PADDINGS)}")
     rule = {"padding": "valid"} if padding == "valid" else {"padding": "same", "mode": padding}
-    planes = images.reshape(-1, *images.shape[-2:], 1)
+    planes = images.reshape(math.prod(images.shape[:-2]), *images.shape[-2:], 1)
     kernels = jnp.moveaxis(bank, 0, -1)[:, :, None].astype(images.dtype)
     with jax.default_matmul_precision("highest"):  # a GPU's default would round both to TensorFloat-32's 10 bits
         responses = conv(planes, kernels, **rule)

@@ -18,6 +18,7 @@ Differs from the paper: no reflections (p4m), and bias per channel.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,16 +26,24 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
+from cnn_jax.layers.checks import check_shape, floating_array, integer
 from cnn_jax.layers.conv import conv
 
 
 def turn(x: Float[Array, "n h w *rest"], quarters: int) -> Float[Array, "n h2 w2 *rest"]:
-    """Pictures or maps, turned counter-clockwise by so many quarters."""
-    return jnp.rot90(x, quarters, axes=(1, 2))
+    """Pictures or maps, turned counter-clockwise by so many quarters. ValueError where they have no plane to turn."""
+    if x.ndim < 3:
+        raise ValueError(f"x: shape {x.shape}, must be (n, h, w, ...)")
+    return jnp.rot90(x, integer("quarters", quarters, minimum=None), axes=(1, 2))
 
 
 def turn_p4(y: Float[Array, "n h w 4 c"], quarters: int) -> Float[Array, "n h2 w2 4 c"]:
-    """Functions on p4, turned counter-clockwise by so many quarters: each map turns, and moves on by as many entries."""
+    """Functions on p4, turned counter-clockwise by so many quarters: each map turns, and moves on by as many entries.
+
+    Raises:
+      ValueError: y is not (n, h, w, 4, c).
+    """
+    _check_p4(y)
     return jnp.roll(turn(y, quarters), quarters, axis=3)
 
 
@@ -49,10 +58,10 @@ def p4_lift(
     """From the plane to p4: entry r is the cross-correlation with the kernel turned by r quarters.
 
     Raises:
-      ValueError: integer x, a kernel that is not square or not of x's channels, a bias not of its outputs, a stride
-        below 1, negative padding, or a size that the stride does not divide (see above).
+      ValueError: integer operands, a kernel that is not square or not of x's channels, a bias not of its outputs, a
+        stride below 1, padding that is negative or no number, or a size that the stride does not divide (see above).
     """
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    x, kernel = floating_array("x", x), floating_array("kernel", kernel)
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(f"x and kernel: shapes {x.shape} and {kernel.shape}, must be (n, h, w, c) and (k, k, c, f)")
     _check_operands("x", x, kernel)
@@ -73,7 +82,7 @@ def p4_conv(
     Raises:
       ValueError: as `p4_lift`.
     """
-    y, kernel = jnp.asarray(y), jnp.asarray(kernel)
+    y, kernel = floating_array("y", y), floating_array("kernel", kernel)
     if y.ndim != 5 or y.shape[3] != 4 or kernel.ndim != 5 or kernel.shape[0] != 4:
         raise ValueError(
             f"y and kernel: shapes {y.shape} and {kernel.shape}, must be (n, h, w, 4, c) and (4, k, k, c, f)"
@@ -90,16 +99,18 @@ def p4_pool(
 ) -> Float[Array, "n h w c"]:
     """Pools over the four orientations (by jnp.max or jnp.mean): maps on the plane again, which turn with the input.
 
+    Of equal maxima each gets an equal part of the gradient.
+
     Raises:
-      ValueError: y is not (n, h, w, 4, c).
+      ValueError: y is not of a floating type, or not (n, h, w, 4, c).
     """
-    if y.ndim != 5 or y.shape[3] != 4:
-        raise ValueError(f"y: shape {y.shape}, must be (n, h, w, 4, c)")
+    y = floating_array("y", y)
+    _check_p4(y)
     return reduce(y, axis=3)
 
 
 class P4Lift(nn.Module):
-    """`p4_lift` with parameters `kernel` (k, k, c, features) and `bias` (features,)."""
+    """`p4_lift` with parameters `kernel` (k, k, c, features) and `bias` (features,). Raises ValueError as it does."""
 
     features: int
     kernel_size: int
@@ -111,8 +122,10 @@ class P4Lift(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n oh ow 4 f"]:
-        _check_floating("x", x)
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        x = floating_array("x", x)
+        if x.ndim != 4 or not x.shape[3]:
+            raise ValueError(f"x: shape {x.shape}, must be (n, h, w, c)")
+        shape = _square_kernel(self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -120,7 +133,7 @@ class P4Lift(nn.Module):
 
 
 class P4Conv(nn.Module):
-    """`p4_conv` with parameters `kernel` (4, k, k, c, features) and `bias` (features,)."""
+    """`p4_conv` with parameters `kernel` (4, k, k, c, features) and `bias` (features,). Raises ValueError as it does."""
 
     features: int
     kernel_size: int
@@ -132,8 +145,9 @@ class P4Conv(nn.Module):
 
     @nn.compact
     def __call__(self, y: Float[Array, "n h w 4 c"]) -> Float[Array, "n oh ow 4 f"]:
-        _check_floating("y", y)
-        shape = (4, self.kernel_size, self.kernel_size, y.shape[-1], self.features)
+        y = floating_array("y", y)
+        _check_p4(y)
+        shape = (4, *_square_kernel(self.kernel_size, y.shape[-1], self.features))
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         y, kernel, bias = nn.dtypes.promote_dtype(y, kernel, bias, dtype=self.dtype)
@@ -144,13 +158,15 @@ def _correlate(
     x: Float[Array, "n h w c"],
     kernel: Float[Array, "k k c 4 f"],
     bias: Float[ArrayLike, "..."] | None,
-    stride: int,
-    padding: int,
+    stride: Any,
+    padding: Any,
 ) -> Float[Array, "n oh ow 4 f"]:
     """The planar convolution that does the work of both layers."""
     size, _, channels, _, features = kernel.shape
-    if bias is not None and jnp.shape(bias) != (features,):
-        raise ValueError(f"bias: shape {jnp.shape(bias)}, must be {(features,)}")
+    stride, padding = integer("stride", stride), integer("padding", padding, minimum=0)
+    if bias is not None:
+        bias = floating_array("bias", bias)
+        check_shape("bias", bias, (features,))
     shared = None if bias is None else jnp.tile(bias, 4)
     y = conv(x, kernel.reshape(size, size, channels, 4 * features), shared, stride=stride, padding=padding)
     for side in x.shape[1:3]:
@@ -160,15 +176,19 @@ def _correlate(
     return y.reshape(*y.shape[:3], 4, features)
 
 
+def _square_kernel(size: Any, channels: int, features: Any) -> tuple[int, int, int, int]:
+    size = integer("kernel_size", size)
+    return size, size, channels, integer("features", features)
+
+
+def _check_p4(y: Array) -> None:
+    if y.ndim != 5 or y.shape[3] != 4:
+        raise ValueError(f"y: shape {y.shape}, must be (n, h, w, 4, c)")
+
+
 def _check_operands(name: str, x: Array, kernel: Array) -> None:
-    _check_floating(name, x)
     *_, size, width, channels, _ = kernel.shape
     if size != width:
         raise ValueError(f"kernel: {size} x {width}, must be square, to be turned")
     if channels != x.shape[-1]:
         raise ValueError(f"kernel: {channels} input channels, must be the {x.shape[-1]} of {name}")
-
-
-def _check_floating(name: str, x: Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: dtype {x.dtype}, must be a floating one; scale or cast it first")

@@ -19,6 +19,7 @@ AlexNet's biases are 1 in conv2, conv4, conv5 and the fully connected hidden lay
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ import numpy as np
 from jax.nn.initializers import Initializer, glorot_normal, glorot_uniform, he_normal
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
+
+from cnn_jax.layers.checks import integer, is_integer, shown
 
 __all__ = [
     "alexnet_normal",
@@ -51,18 +54,18 @@ def fan_in(shape: tuple[int, ...]) -> int:
     Raises:
       ValueError: a shape of fewer than two axes, or an empty one.
     """
-    if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"shape={shape}: must have inputs and, last, outputs, at least 1 of each")
+    if not isinstance(shape, Sequence) or len(shape) < 2 or not all(is_integer(n) and n > 0 for n in shape):
+        raise ValueError(f"shape={shown(shape)}: must have inputs and, last, outputs, at least 1 of each")
     return math.prod(shape[:-1])
 
 
 def he_std(shape: tuple[int, ...]) -> float:
-    """The standard deviation of he_normal and he_gaussian: sqrt(2 / fan_in)."""
+    """The standard deviation of he_normal and he_gaussian: sqrt(2 / fan_in). ValueError as by `fan_in`."""
     return math.sqrt(2 / fan_in(shape))
 
 
 def lecun_1998(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
-    """Uniform within +-2.4 / fan_in: an initialiser itself, not a maker of one."""
+    """Uniform within +-2.4 / fan_in: an initialiser itself, not a maker of one. ValueError as by `fan_in`."""
     bound = 2.4 / fan_in(shape)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -72,11 +75,15 @@ def dirac(groups: int = 1) -> Initializer:
 
     Output j of a group copies input j of that group; further outputs yield 0, missing ones drop inputs. The 1 stands at
     k // 2, the centre of an odd kernel. The key is ignored.
+
+    Raises:
+      ValueError: groups no integer or below 1; from the initialiser, a shape as in `fan_in`, or of outputs that the
+        groups do not divide.
     """
-    if groups < 1:
-        raise ValueError(f"groups={groups}: must be at least 1")
+    integer("groups", groups)
 
     def initialise(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Float[Array, "..."]:
+        fan_in(shape)  # it may raise
         *window, inputs, outputs = shape
         if outputs % groups:
             raise ValueError(f"groups={groups}: must divide the {outputs} outputs of shape {shape}")

@@ -12,7 +12,6 @@ and is counted as work by whoever counts the convolutions of a program.
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -21,15 +20,19 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from cnn_jax.layers.conv_arithmetic import Padding, PerAxis, pad, windows
+from cnn_jax.layers.checks import check_maps, check_shape, floating_array, integer
+from cnn_jax.layers.conv_arithmetic import Padding, PerAxis, pad, window_size, windows
 
 
 def flatten(x: Shaped[ArrayLike, "n *axes"]) -> Shaped[Array, "n d"]:
     """All axes but the first in one, row by row, the channels fastest.
 
-    PyTorch flattens (C, H, W): weights from there need their input axis reordered before they fit.
+    PyTorch flattens (C, H, W): weights from there need their input axis reordered before they fit. ValueError for a
+    scalar.
     """
     x = jnp.asarray(x)
+    if not x.ndim:
+        raise ValueError("x: shape (), must have an axis of examples or more")
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
@@ -39,14 +42,16 @@ def fully_connected(
     """Every input has a vote on every output: (n, *inputs), (*inputs, f) -> (n, f), flattened or not.
 
     Raises:
-      ValueError: integer x, a kernel whose inputs are not x's, or a bias that is not of its outputs.
+      ValueError: integer operands, an x without examples' axis or inputs, a kernel whose inputs are not x's, or a bias
+        that is not of its outputs.
     """
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    _check_floating("x", x)
+    x, kernel = floating_array("x", x), floating_array("kernel", kernel)
+    if x.ndim < 2:
+        raise ValueError(f"x: shape {x.shape}, must be (n, *inputs)")
     if kernel.ndim < 2 or kernel.shape[:-1] != x.shape[1:]:
         raise ValueError(f"kernel: shape {kernel.shape}, must be x's {x.shape[1:]} and then the outputs")
     bias = _checked_bias(bias, kernel.shape[-1:])
-    y = flatten(x) @ kernel.reshape(-1, kernel.shape[-1])
+    y = flatten(x) @ kernel.reshape(math.prod(kernel.shape[:-1]), kernel.shape[-1])
     return y if bias is None else y + bias[None]
 
 
@@ -66,11 +71,11 @@ def locally_connected(
     Raises:
       ValueError: as `conv`, or a kernel or bias of other positions than these.
     """
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    x, kernel = floating_array("x", x), floating_array("kernel", kernel)
+    check_maps("x", x)
     rank = x.ndim - 2
-    if rank < 1 or kernel.ndim != 2 * rank + 2:
+    if kernel.ndim != 2 * rank + 2:
         raise ValueError(f"kernel: {kernel.ndim} axes, must be (*positions, *window, c, f) for x of shape {x.shape}")
-    _check_floating("x", x)
     *window, channels, features = kernel.shape[rank:]
     if channels != x.shape[-1]:
         raise ValueError(f"kernel: {channels} input channels, must be the {x.shape[-1]} of x")
@@ -85,7 +90,7 @@ def locally_connected(
         last = (o + (p - 1) * s + 1 for o, p, s in zip(offset, w.output_size, w.stride, strict=True))
         taps.append(jax.lax.slice(x, (0, *offset, 0), (x.shape[0], *last, channels), (1, *w.stride, 1)))
     patches = jnp.stack(taps, axis=-2).reshape(x.shape[0], *w.output_size, math.prod(window) * channels)
-    y = jnp.einsum("n...i,...io->n...o", patches, kernel.reshape(*w.output_size, -1, features))
+    y = jnp.einsum("n...i,...io->n...o", patches, kernel.reshape(*w.output_size, patches.shape[-1], features))
     return y if bias is None else y + bias[None]
 
 
@@ -93,10 +98,11 @@ class LocallyConnected(nn.Module):
     """`locally_connected` with parameters `kernel` (*positions, *window, c, f) and `bias` (*positions, f).
 
     kernel_init draws the kernel (*window, c, f) of each position by itself, so its fan is that of a convolution.
+    Raises ValueError as `locally_connected` does.
     """
 
     features: int
-    kernel_size: Sequence[int]
+    kernel_size: PerAxis
     strides: PerAxis = 1
     padding: Padding = 0
     use_bias: bool = True
@@ -105,27 +111,23 @@ class LocallyConnected(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n *size c"]) -> Float[Array, "n *positions f"]:
-        _check_floating("x", x)
-        w = windows(x.shape[1:-1], self.kernel_size, stride=self.strides, padding=self.padding)
+        x = floating_array("x", x)
+        integer("features", self.features)
+        w = windows(x.shape[1:-1], window_size(x, self.kernel_size), stride=self.strides, padding=self.padding)
 
         def init_each(key, shape):
             keys = jax.random.split(key, math.prod(w.output_size))
             return jax.vmap(lambda key: self.kernel_init(key, shape))(keys).reshape(*w.output_size, *shape)
 
-        kernel = self.param("kernel", init_each, (*self.kernel_size, x.shape[-1], self.features))
+        kernel = self.param("kernel", init_each, (*w.kernel_size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (*w.output_size, self.features)) if self.use_bias else None
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return locally_connected(x, kernel, bias, stride=self.strides, padding=self.padding)
 
 
-def _check_floating(name: str, x: Array) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: dtype {x.dtype}, must be a floating one; scale or cast it first")
-
-
 def _checked_bias(bias: Float[ArrayLike, "..."] | None, shape: tuple[int, ...]) -> Array | None:
     if bias is None:
         return None
-    if jnp.shape(bias) != shape:
-        raise ValueError(f"bias: shape {jnp.shape(bias)}, must be {shape}")
-    return jnp.asarray(bias)
+    bias = floating_array("bias", bias)
+    check_shape("bias", bias, shape)
+    return bias

@@ -16,6 +16,7 @@ Sources
 
 import re
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,9 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
+
+from cnn_jax.layers.channel_sum import channel_sum
+from cnn_jax.layers.checks import check_dtype, check_shape, floating_array, integer, number
 
 
 def local_response_norm(
@@ -46,11 +50,13 @@ def local_response_norm(
         paper's alpha is theirs divided by size: its 1e-4 at 5 channels is their 5e-4. (PyTorch's default k is 1.)
 
     Raises:
-      ValueError: x is not of a floating type, or size is below 1.
+      ValueError: x is not of a floating type, size is no integer or below 1, k is not positive, alpha is negative, or
+        beta is no number.
     """
-    x = _checked("x", x, 1)
-    if size < 1:
-        raise ValueError(f"size={size}: must be at least 1")
+    x, size = _checked("x", x, 1), integer("size", size)
+    number("k", k, 0, ends="()")
+    number("alpha", alpha, 0)
+    number("beta", beta)
     y = _widened(x)
     window, stride, edges = (1,) * (y.ndim - 1), (1,) * y.ndim, ((0, 0),) * (y.ndim - 1)
     edges = (*edges, (size // 2, (size - 1) // 2))
@@ -84,8 +90,8 @@ class BatchNorm(nn.Module):
       dtype: of the result; None is x's.
 
     Raises:
-      ValueError: x is not of a floating type, frozen is no regular expression, or an unbiased variance is wanted of
-        one value a channel.
+      ValueError: x is not of a floating type, frozen is no regular expression, momentum is outside [0, 1], epsilon is
+        negative, the running averages are of other channels, or an unbiased variance is wanted of one value a channel.
     """
 
     momentum: float = 0.9
@@ -99,12 +105,14 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Shaped[ArrayLike, "*batch c"], *, train: bool) -> Float[Array, "*batch c"]:
         x = _checked("x", x, 2)  # before the parameters are made
+        number("momentum", self.momentum, 0, 1, ends="[]")
         shape = x.shape[-1:]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", self.scale_init, shape) if self.use_scale else jnp.ones(shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        dtype = self.dtype or x.dtype
+        dtype = x.dtype if self.dtype is None else self.dtype
+        check_dtype(dtype)
         if not train or path_matches(self.frozen, self.path):
             y = apply_statistics(x, running_mean.value, running_var.value, scale, bias, epsilon=self.epsilon)
             return y.astype(dtype)
@@ -128,7 +136,7 @@ def path_matches(pattern: str, path: tuple[str, ...]) -> bool:
     """
     try:
         return bool(pattern) and re.fullmatch(pattern, "/".join(path)) is not None
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(f"frozen={pattern!r}: must be a regular expression, but {error}") from None
 
 
@@ -143,10 +151,14 @@ def apply_statistics(
 ) -> Float[Array, "*batch c"]:
     """(x - mean) / sqrt(var + epsilon) * scale + bias in float32 at least: Ioffe & Szegedy 2015, algorithm 2.
 
-    Raises ValueError where x is not of a floating type, or has no axis but its channels.
+    Raises:
+      ValueError: x or a vector is not of a floating type, x has no axis but its channels or no channel, a vector is not
+        of them (one of a single value is not stretched), or epsilon is negative.
     """
     x = _widened(_checked("x", x, 2))
-    mean, var, scale, bias = (_per_channel(jnp.asarray(vector), x) for vector in (mean, var, scale, bias))
+    number("epsilon", epsilon, 0)
+    vectors = _checked_vectors(x.shape[-1:], "x's channels", mean=mean, var=var, scale=scale, bias=bias)
+    mean, var, scale, bias = (_per_channel(vector, x) for vector in vectors)
     return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
@@ -155,13 +167,18 @@ def batch_norm(
 ) -> tuple[Float[Array, "*batch c"], Float[Array, " c"], Float[Array, " c"]]:
     """Normalises by the batch's own statistics: Ioffe & Szegedy 2015, algorithm 1. All in float32 at least.
 
-    The gradient is a custom_vjp, exact for all three results: no forward mode. ValueError as by `apply_statistics`.
+    The gradient is a custom_vjp, exact for all three results: no forward mode. ValueError as by `apply_statistics`, and
+    for a batch of no examples.
 
     Returns:
       The normalised x; the mean of each channel; its biased variance.
     """
     x = _widened(_checked("x", x, 2))
-    return _batch_norm(x, jnp.asarray(scale, x.dtype), jnp.asarray(bias, x.dtype), epsilon)
+    number("epsilon", epsilon, 0)
+    if not x.size:
+        raise ValueError(f"x: shape {x.shape}, must have a value a channel or more, to have a mean")
+    scale, bias = _checked_vectors(x.shape[-1:], "x's channels", scale=scale, bias=bias)
+    return _batch_norm(x, scale.astype(x.dtype), bias.astype(x.dtype), epsilon)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -172,7 +189,7 @@ class GroupNorm(nn.GroupNorm):
     instance normalisation.
 
     Raises:
-      ValueError: x is not of a floating type, or num_groups does not divide its channels.
+      ValueError: x is not of a floating type, num_groups does not divide its channels, or epsilon is negative.
     """
 
     epsilon: float = 1e-5
@@ -180,9 +197,9 @@ class GroupNorm(nn.GroupNorm):
 
     def __call__(self, x: Shaped[ArrayLike, "n *size c"]) -> Float[Array, "n *size c"]:
         x = _checked("x", x, 2)
-        if self.num_groups is None or self.num_groups < 1 or x.shape[-1] % self.num_groups:
-            channels = f"the {x.shape[-1]} channels of x"
-            raise ValueError(f"num_groups={self.num_groups}: must be at least 1 and divide {channels}")
+        if x.shape[-1] % integer("num_groups", self.num_groups):
+            raise ValueError(f"num_groups={self.num_groups}: must divide the {x.shape[-1]} channels of x")
+        number("epsilon", self.epsilon, 0)
         return super().__call__(x)
 
 
@@ -192,9 +209,10 @@ def weight_standardisation(
     """The kernel with mean 0 and (biased) variance 1 for each output: Qiao et al. 2019, equation 5.
 
     Raises:
-      ValueError: kernel is not of a floating type, or has no axis but its outputs.
+      ValueError: kernel is not of a floating type, or has no axis but its outputs; or epsilon is negative.
     """
     kernel = _checked("kernel", kernel, 2)
+    number("epsilon", epsilon, 0)
     wide = _widened(kernel)
     axes = tuple(range(kernel.ndim - 1))
     centred = wide - jnp.mean(wide, axis=axes, keepdims=True)
@@ -222,16 +240,14 @@ def fold_batch_norm(
       mean, var, scale, bias, epsilon: of the normalisation, (o,) each.
 
     Raises:
-      ValueError: kernel is not of a floating type, or a vector is not (o,).
+      ValueError: kernel or a vector is not of a floating type, a vector is not (o,), or epsilon is negative.
     """
     kernel = _checked("kernel", kernel, 2)
+    number("epsilon", epsilon, 0)
     shape = kernel.shape[-1:]
     conv_bias = jnp.zeros(shape) if conv_bias is None else conv_bias
     vectors = {"conv_bias": conv_bias, "mean": mean, "var": var, "scale": scale, "bias": bias}
-    for name, vector in vectors.items():
-        if jnp.shape(vector) != shape:
-            raise ValueError(f"{name}: shape {jnp.shape(vector)}, must be {shape}, the kernel's outputs")
-    conv_bias, mean, var, scale, bias = (_widened(jnp.asarray(vector)) for vector in vectors.values())
+    conv_bias, mean, var, scale, bias = map(_widened, _checked_vectors(shape, "the kernel's outputs", **vectors))
     factor = scale / jnp.sqrt(var + epsilon)
     folded = _widened(kernel) * _per_channel(factor, kernel)
     return folded.astype(kernel.dtype), ((conv_bias - mean) * factor + bias).astype(kernel.dtype)
@@ -244,9 +260,9 @@ def _batch_norm(x, scale, bias, epsilon):
 
 def _batch_norm_forward(x, scale, bias, epsilon):
     count = x.size // x.shape[-1]
-    mean = _channel_sum(x) / count
+    mean = channel_sum(x) / count
     centred = x - _per_channel(mean, x)
-    var = _channel_sum(centred * centred) / count
+    var = channel_sum(centred * centred) / count
     inverse = lax.rsqrt(var + epsilon)
     y = centred * _per_channel(inverse * scale, x) + _per_channel(bias, x)
     return (y, mean, var), (x, mean, inverse, scale)
@@ -257,7 +273,7 @@ def _batch_norm_backward(epsilon, residuals, cotangents):
     y_bar, mean_bar, var_bar = map(jnp.asarray, cotangents)
     count = x.size // x.shape[-1]
     centred = x - _per_channel(mean, x)
-    bias_bar, product = _channel_sum(y_bar), _channel_sum(y_bar * centred)
+    bias_bar, product = channel_sum(y_bar), channel_sum(y_bar * centred)
     by_centred = (2 * var_bar - scale * inverse**3 * product) / count
     constant = (mean_bar - scale * inverse * bias_bar) / count
     x_bar = y_bar * _per_channel(scale * inverse, x) + centred * _per_channel(by_centred, x) + _per_channel(constant, x)
@@ -265,23 +281,6 @@ def _batch_norm_backward(epsilon, residuals, cotangents):
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
-def _channel_sum(x: Float[Array, "*batch c"]) -> Float[Array, " c"]:
-    """The sum over all axes but the last, by whichever form is fast on the platform.
-
-    On the CPU a sum over leading axes, fused with what makes its operand, is a slow loop, and adds in a row: dot
-    products with ones are faster in a whole step, and ten times as exact.
-    """
-
-    def by_dots(x):
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        return jnp.sum(jnp.einsum("nmc,m->nc", x, jnp.ones(x.shape[1], x.dtype), precision="highest"), axis=0)
-
-    def by_sum(x):
-        return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
-
-    return lax.platform_dependent(x, cpu=by_dots, default=by_sum)
 
 
 def _per_channel(vector: Float[Array, " c"], x: Float[Array, "*batch c"]) -> Float[Array, "..."]:
@@ -295,9 +294,14 @@ def _widened(x: Array) -> Array:
 
 
 def _checked(name: str, x: Shaped[ArrayLike, "..."], num_axes: int) -> Array:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name}: dtype {x.dtype}, must be a floating one; scale or cast it first")
-    if x.ndim < num_axes:
-        raise ValueError(f"{name}: shape {x.shape}, must have {num_axes} axes or more, the channels last")
+    x = floating_array(name, x)
+    if x.ndim < num_axes or not x.shape[-1]:
+        raise ValueError(f"{name}: shape {x.shape}, must have {num_axes} axes or more, the channels last and not none")
     return x
+
+
+def _checked_vectors(shape: tuple[int, ...], what: str, **vectors: Any) -> list[Array]:
+    arrays = [floating_array(name, vector) for name, vector in vectors.items()]
+    for name, vector in zip(vectors, arrays, strict=True):
+        check_shape(name, vector, shape, f", {what}")
+    return arrays

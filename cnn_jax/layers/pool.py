@@ -24,7 +24,10 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from cnn_jax.layers.channel_sum import map_sum
+from cnn_jax.layers.checks import integer, is_integer, shown
 from cnn_jax.layers.conv_arithmetic import Padding, PerAxis, pad, per_axis
+from cnn_jax.layers.local import flatten
 from cnn_jax.layers.max_pool import adaptive_max_pool, max_pool, max_pool_with_switches, max_unpool
 from cnn_jax.layers.pool_windows import (
     PoolWindows,
@@ -75,7 +78,7 @@ def average_pool(
 def global_average_pool(x: Shaped[ArrayLike, "n *size c"]) -> Float[Array, "n c"]:
     """The mean of each map. Raises ValueError where x is not of a floating type or has no spatial axis."""
     x = checked(x)
-    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+    return (map_sum(x.astype(_sum_type(x))) / np.prod(x.shape[1:-1])).astype(x.dtype)
 
 
 def adaptive_average_pool(x: Shaped[ArrayLike, "n *size c"], output_size: PerAxis) -> Float[Array, "n *out c"]:
@@ -99,14 +102,15 @@ def spatial_pyramid_pool(x: Shaped[ArrayLike, "n *size c"], levels: Sequence[int
     f is C times the sum of l ** axes over the levels: the levels in the order given, the bins of each in row-major
     order, the channels of each bin side by side. (6, 3, 2, 1) are the 50 bins of He et al. 2014. Bins as in their
     Appendix A; their section 2.3 has the same by window ceil(a / l) and stride floor(a / l) where that yields l bins.
+    Ties as for `adaptive_max_pool`.
 
     Raises:
       ValueError: x is not of a floating type or has no spatial axis, or levels are none or below 1.
     """
     x = checked(x)
-    if not levels or min(levels) < 1:
-        raise ValueError(f"levels={tuple(levels)}: must be one number or more, each at least 1")
-    return jnp.concatenate([adaptive_max_pool(x, level).reshape(x.shape[0], -1) for level in levels], axis=1)
+    if not isinstance(levels, Sequence) or not levels or not all(is_integer(level) and level > 0 for level in levels):
+        raise ValueError(f"levels={shown(levels)}: must be a sequence of one number or more, each at least 1")
+    return jnp.concatenate([flatten(adaptive_max_pool(x, level)) for level in levels], axis=1)
 
 
 def blur_pool(
@@ -124,7 +128,7 @@ def blur_pool(
     """
     x = checked(x)
     num_axes = x.ndim - 2
-    (kernel_size,) = per_axis("kernel_size", kernel_size, 1)
+    kernel_size = integer("kernel_size", kernel_size)
     stride = per_axis("stride", stride, num_axes)
     reflected = kernel_size // 2
     if min(x.shape[1:-1]) <= reflected:

@@ -16,10 +16,12 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
+from cnn_jax.layers.checks import check_maps, floating_array, integer
 from cnn_jax.layers.conv_arithmetic import (
     Padding,
     Pair,
     PerAxis,
+    all_axes,
     effective_kernel_size,
     output_size,
     padding_pairs,
@@ -55,6 +57,7 @@ def pool_windows(
       ValueError: an argument is out of range or of another number of axes, a window exceeds the padded input, or one
         could lie wholly in padding.
     """
+    size = all_axes("size", size)
     num_axes = len(size)
     kernel_size = per_axis("kernel_size", kernel_size, num_axes)
     stride = kernel_size if stride is None else per_axis("stride", stride, num_axes)
@@ -70,7 +73,7 @@ def pool_windows(
             if not any(0 <= first + d * cell < n for cell in range(k)):
                 window = f"the window of {k} cells {d} apart that begins at sample {first} of {n}"
                 raise ValueError(f"padding={pair}: {window} sees no x, must be smaller, or dilation must")
-    return PoolWindows(tuple(size), kernel_size, stride, pairs, dilation, tuple(out))
+    return PoolWindows(size, kernel_size, stride, pairs, dilation, tuple(out))
 
 
 def cells(windows: PoolWindows) -> Iterator[Cell]:
@@ -137,18 +140,16 @@ def put(y: Float[Array, "n *out c"], windows: PoolWindows, cell: Cell) -> Float[
 def adaptive_bins(size: int, num_bins: int) -> list[tuple[int, int]]:
     """[floor(i size / num_bins), ceil((i + 1) size / num_bins)) for each i: PyTorch's, and He et al.'s (2014, App. A).
 
-    They cover the axis, and overlap by at most one sample unless num_bins exceeds size.
+    They cover the axis, and overlap by at most one sample unless num_bins exceeds size. ValueError where either is below 1.
     """
+    size, num_bins = integer("size", size), integer("num_bins", num_bins)
     return [(i * size // num_bins, -(-(i + 1) * size // num_bins)) for i in range(num_bins)]
 
 
-def checked(x: Shaped[ArrayLike, "..."]) -> Float[Array, "n *size c"]:
-    """x as an array, if it is of a floating type and has spatial axes; ValueError otherwise."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: dtype {x.dtype}, must be a floating one; scale or cast it first")
-    if x.ndim < 3 or 0 in x.shape[1:-1]:
-        raise ValueError(f"x: shape {x.shape}, must be (N, *spatial, C) with at least one spatial axis and none empty")
+def checked(x: Shaped[ArrayLike, "..."], name: str = "x") -> Float[Array, "n *size c"]:
+    """x as an array, if it is of a floating type and has spatial axes, none empty; ValueError otherwise."""
+    x = floating_array(name, x)
+    check_maps(name, x)
     return x
 
 

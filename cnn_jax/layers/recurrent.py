@@ -10,19 +10,23 @@ of E by jax.grad is backpropagation through time.
 
 Sequences of unequal length are padded to one length: beyond `length` the state stands still, so that h[:, -1] is the
 last state of every sequence; losses there are 0, and nothing that stands in the padding, NaN included, reaches a value
-or a gradient. A length outside [0, steps] acts as the nearer end.
+or a gradient. There f is computed of 1/2 and thrown away: it needs a finite derivative there, as tanh has, the square
+root and the logarithm. A length outside [0, steps] acts as the nearer end.
 
 `flax.linen.RNN(SimpleCell)` has the same recurrence; it multiplies U x_t step by step, inside the scan, where here one
 product over all steps goes before it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+from cnn_jax.layers.checks import check_shape, floating_array, integer, integer_array
 
 
 def elman_states(
@@ -38,11 +42,15 @@ def elman_states(
     """The states h_1 ... h_steps.
 
     Raises:
-      ValueError: integer x, or shapes that do not fit one another.
+      ValueError: operands that are no floats, a length that is no integer, shapes that do not fit one another, an f
+        whose result is not of its operand's shape.
     """
-    x, U, W, b, h0 = (None if value is None else jnp.asarray(value) for value in (x, U, W, b, h0))
-    _check_sequences(x)
+    x, U, W = _checked_sequences(x), floating_array("U", U), floating_array("W", W)
+    b = None if b is None else floating_array("b", b)
+    h0 = None if h0 is None else floating_array("h0", h0)
     n, steps, inputs = x.shape
+    if U.ndim != 2:
+        raise ValueError(f"U: shape {U.shape}, must be (hidden, {inputs}), for x of shape {x.shape}")
     hidden = U.shape[0]
     for name, value, shape in (
         ("U", U, (hidden, inputs)),
@@ -50,8 +58,8 @@ def elman_states(
         ("b", b, (hidden,)),
         ("h0", h0, (n, hidden)),
     ):
-        if value is not None and value.shape != shape:
-            raise ValueError(f"{name}: shape {value.shape}, must be {shape}, for x of shape {x.shape}")
+        if value is not None:
+            check_shape(name, value, shape, f", for x of shape {x.shape}")
     valid = step_mask(length, n, steps)
     # Masked before the product: a NaN in the padding would otherwise reach U's gradient as 0 * NaN.
     drive = jnp.where(valid[..., None], x, 0) @ U.T
@@ -60,7 +68,10 @@ def elman_states(
 
     def step(h, drive_and_valid):
         drive, valid = drive_and_valid
-        h = jnp.where(valid[:, None], f(drive + h @ W.T).astype(h.dtype), h)
+        # A slope that is not finite would reach the gradient, too, as 0 * inf.
+        new = f(jnp.where(valid[:, None], drive + h @ W.T, 0.5))
+        check_shape("the result of f", new, h.shape)
+        h = jnp.where(valid[:, None], new.astype(h.dtype), h)
         return h, h
 
     dtype = jnp.result_type(drive, W)  # what the state comes to: a scan's carry keeps its type
@@ -76,15 +87,19 @@ def elman_logits(
     """V h_t [+ c]; its softmax is o_t.
 
     Raises:
-      ValueError: shapes that do not fit one another.
+      ValueError: operands that are no floats, or shapes that do not fit one another.
     """
-    h, V, c = (None if value is None else jnp.asarray(value) for value in (h, V, c))
+    h, V = floating_array("h", h), floating_array("V", V)
+    if h.ndim != 3:
+        raise ValueError(f"h: shape {h.shape}, must be (n, steps, hidden)")
     if V.ndim != 2 or V.shape[-1] != h.shape[-1]:
         raise ValueError(f"V: shape {V.shape}, must be (outputs, {h.shape[-1]}), for h of shape {h.shape}")
-    if c is not None and c.shape != V.shape[:1]:
-        raise ValueError(f"c: shape {c.shape}, must be {V.shape[:1]}")
     logits = h @ V.T
-    return logits if c is None else logits + c[None, None]
+    if c is None:
+        return logits
+    c = floating_array("c", c)
+    check_shape("c", c, V.shape[:1])
+    return logits + c[None, None]
 
 
 def step_losses(
@@ -95,9 +110,9 @@ def step_losses(
     """E_t = -log o_t[target_t] in nats, 0 beyond `length`. A target that is no class yields NaN within the length.
 
     Raises:
-      ValueError: a target that is not (n, steps).
+      ValueError: logits that are no floats, a target or length that is no integer, a target that is not (n, steps).
     """
-    logits, target = jnp.asarray(logits), jnp.asarray(target)
+    logits, target = floating_array("logits", logits), integer_array("target", target)
     if logits.ndim != 3 or target.shape != logits.shape[:2]:
         raise ValueError(f"target: shape {target.shape}, must be (n, steps) of logits, {logits.shape}")
     valid = step_mask(length, *target.shape)
@@ -112,24 +127,28 @@ def summed_loss(
     target: Int[ArrayLike, "n steps"],
     length: Int[ArrayLike, " n"] | None = None,
 ) -> Float[Array, " n"]:
-    """E of each sequence: its `step_losses`, summed over time."""
+    """E of each sequence: its `step_losses`, summed over time. ValueError as there."""
     return jnp.sum(step_losses(logits, target, length), axis=1)
 
 
 def step_mask(length: Int[ArrayLike, " n"] | None, n: int, steps: int) -> Bool[Array, "n steps"]:
-    """True at the steps that count: t < length, or all where there is no length. ValueError for another than (n,)."""
+    """True at the steps that count: t < length, or all where there is no length.
+
+    Raises:
+      ValueError: a length that is not (n,), or no integer.
+    """
     if length is None:
         return jnp.ones((n, steps), bool)
-    if jnp.shape(length) != (n,):
-        raise ValueError(f"length: shape {jnp.shape(length)}, must be {(n,)}, one a sequence")
-    return jnp.arange(steps)[None, :] < jnp.asarray(length)[:, None]
+    length = integer_array("length", length)
+    check_shape("length", length, (n,), ", one a sequence")
+    return jnp.arange(steps)[None, :] < length[:, None]
 
 
-def _check_sequences(x: Array) -> None:
-    if x.ndim != 3:
-        raise ValueError(f"x: shape {x.shape}, must be (n, steps, inputs)")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x: dtype {x.dtype}, must be a floating one; jax.nn.one_hot makes vectors of symbols")
+def _checked_sequences(x: Any) -> Float[Array, "n steps inputs"]:
+    x = floating_array("x", x)
+    if x.ndim != 3 or not x.shape[2]:
+        raise ValueError(f"x: shape {x.shape}, must be (n, steps, inputs); jax.nn.one_hot makes vectors of symbols")
+    return x
 
 
 class Elman(nn.Module):
@@ -148,8 +167,10 @@ class Elman(nn.Module):
     def __call__(
         self, x: Float[Array, "n steps inputs"], length: Int[Array, " n"] | None = None
     ) -> tuple[Float[Array, "n steps outputs"], Float[Array, "n steps hidden"]]:
-        """The logits, whose softmax is o_t, and the states."""
-        _check_sequences(x)
+        """The logits, whose softmax is o_t, and the states. ValueError as by `elman_states`."""
+        x = _checked_sequences(x)
+        integer("hidden", self.hidden)
+        integer("outputs", self.outputs)
         glorot, zeros = nn.initializers.glorot_uniform(), nn.initializers.zeros
         U = self.param("U", glorot, (self.hidden, x.shape[-1]))
         W = self.param("W", nn.initializers.orthogonal(), (self.hidden, self.hidden))

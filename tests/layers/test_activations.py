@@ -73,7 +73,7 @@ def test_gradients_at_the_kinks_are_as_stated():
     np.testing.assert_array_equal(jax.grad(lambda x: maxout(x, 2)[0])(jnp.array([3.0, 3])), [0.5, 0.5])
 
 
-@pytest.mark.parametrize("name", set(ORACLES) - {"maxout"})
+@pytest.mark.parametrize("name", sorted(set(ORACLES) - {"maxout"}))
 def test_far_out_values_and_gradients_stay_finite(name):
     function = ORACLES[name][0]
     far = jnp.array([-1e38, -1e4, -100, 0, 100, 1e4, 1e38])
@@ -92,12 +92,22 @@ def test_maxout_takes_consecutive_channels_and_keeps_the_other_axes():
     np.testing.assert_array_equal(maxout(x, 1), x)
 
 
-@pytest.mark.parametrize("num_pieces", [0, -1, 3, 16])
-def test_maxout_refuses_what_does_not_divide(num_pieces):
-    with pytest.raises(
-        ValueError, match=rf"num_pieces={num_pieces}: must be at least 1 and divide the 8 channels of x"
-    ):
-        maxout(jnp.zeros((2, 8)), num_pieces)
+@pytest.mark.parametrize(
+    ("x", "num_pieces", "message"),
+    [
+        (jnp.zeros((2, 8)), 0, "num_pieces=0: must be at least 1"),
+        (jnp.zeros((2, 8)), -1, "num_pieces=-1: must be at least 1"),
+        (jnp.zeros((2, 8)), 3, "num_pieces=3: must divide the 8 channels of x"),
+        (jnp.zeros((2, 8)), 16, "num_pieces=16: must divide the 8 channels of x"),
+        (jnp.zeros((2, 8)), 2.0, "num_pieces=2.0: must be an integer"),
+        (jnp.zeros((2, 8), int), 2, "x: dtype int32, must be a floating one"),
+        (jnp.zeros(()), 2, r"x: shape \(\), must have channels"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_maxout_refuses_what_does_not_divide(x, num_pieces, message):
+    with pytest.raises(ValueError, match="^" + message):
+        jax.eval_shape(lambda: maxout(x, num_pieces))
 
 
 def test_what_jax_has_right_is_its_own():
@@ -107,5 +117,7 @@ def test_what_jax_has_right_is_its_own():
         "Array",
         "ArrayLike",
         "Float",
+        "floating_array",
+        "integer",
     }
     assert public == set(activations.__all__) and all(inspect.getdoc(getattr(activations, name)) for name in public)

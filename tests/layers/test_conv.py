@@ -109,7 +109,24 @@ X, KERNEL = (2, 8, 8, 6), (3, 3, 6, 4)
             r"spans 11 at dilation 5, must be at most 10, .*\(1, 1\)",
         ),
         (X, (0, 3, 6, 4), None, {}, r"kernel_size=\(0, 3\): must be at least 1"),
-        ((2, 0, 8, 6), KERNEL, None, {"padding": 2}, r"size=\(0, 8\): must be at least 1"),
+        ((2, 0, 8, 6), KERNEL, None, {"padding": 2}, r"x: shape \(2, 0, 8, 6\), must be .*, none empty"),
+        ((2, 8, 8, 0), (3, 3, 0, 4), None, {}, r"x: shape \(2, 8, 8, 0\), must be .*, none empty"),
+        (X, (3, 3, 6, 0), None, {}, r"kernel: shape \(3, 3, 6, 0\), must have a channel or more in and out"),
+        (X, (), None, {}, r"kernel: shape \(\), must have 2 spatial axes as x has"),
+        ((), KERNEL, None, {}, r"x: shape \(\), must be"),
+        (X, KERNEL, (1,), {}, r"bias: shape \(1,\), must be \(4,\)"),
+        (X, KERNEL, None, {"groups": (1,)}, r"groups=\(1,\): must be an integer"),
+        (X, KERNEL, None, {"groups": 2.0}, "groups=2.0: must be an integer"),
+        (X, KERNEL, None, {"stride": 1.0}, "stride=1.0: must be an integer, or one for each of 2 spatial axes"),
+        (X, KERNEL, None, {"padding": True}, "padding=True: must be a number not below 0"),
+        (
+            X,
+            KERNEL,
+            None,
+            {"padding": np.ones((2, 2), int)},
+            r"padding=array\(\[\[1, 1\], \[1, 1\]\]\): must be a number",
+        ),
+        (X, KERNEL, None, {"mode": ["zeros"]}, r"mode=\['zeros'\]: must be one of"),
         (X, KERNEL, None, {"padding": -1}, "padding=-1: must be a number not below 0"),
         (X, KERNEL, None, {"padding": ((0, 1), (0, -1))}, "padding=.*must be a number not below 0"),
         (X, KERNEL, None, {"padding": (1, 1, 1)}, "padding=.*for each of 2 spatial axes"),
@@ -124,8 +141,9 @@ X, KERNEL = (2, 8, 8, 6), (3, 3, 6, 4)
         (X, KERNEL, None, {"dilation": 0}, "dilation=0: must be at least 1"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named_when_traced(x, kernel, bias, options, message):
-    operands = [shape and jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x, kernel, bias)]
+    operands = [None if shape is None else jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x, kernel, bias)]
     with pytest.raises(ValueError, match=message) as error:
         jax.eval_shape(lambda *operands: conv(*operands, **options), *operands)
     assert "\n" not in str(error.value)
@@ -144,8 +162,19 @@ def test_bad_input_is_named_when_traced(x, kernel, bias, options, message):
         (X, (3, 3, 4, 6), None, {"padding": 6}, r"padding=\(6, 6\): leaves -2 outputs on an axis of 10, must leave 1"),
         (X, (3, 3, 4, 6), None, {"output_padding": 1}, "output_padding=1: must be below stride 1 or dilation 1"),
         (X, (3, 3, 4, 6), None, {"stride": 2, "output_padding": (0, -1)}, "output_padding=.*must be at least 0"),
+        (
+            X,
+            (3, 3, 4, 6),
+            None,
+            {"output_padding": 0.5},
+            "output_padding=0.5: must be an integer, or one for each of 2",
+        ),
+        (X, (3, 3, 4, 6), None, {"groups": (1,)}, r"groups=\(1,\): must be an integer"),
+        (X, (3, 3, 0, 6), None, {}, r"kernel: shape \(3, 3, 0, 6\), must have a channel or more in and out"),
+        ((2, 0, 8, 6), (3, 3, 4, 6), None, {}, r"y: shape \(2, 0, 8, 6\), must be .*, none empty"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_to_the_transpose_is_named_when_traced(y, kernel, bias, options, message):
     operands = [shape and jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (y, kernel, bias)]
     with pytest.raises(ValueError, match=message) as error:
@@ -161,7 +190,7 @@ def test_types_are_named():
         conv_transpose(x, kernel)
     with pytest.raises(ValueError, match="kernel: dtype float32, must be bfloat16 as x has"):
         conv(x.astype(jnp.bfloat16), kernel)
-    with pytest.raises(ValueError, match="bias: dtype int32, must be float32 as x has"):
+    with pytest.raises(ValueError, match="bias: dtype int32, must be a floating one"):
         conv(x.astype(jnp.float32), kernel, jnp.ones(1, jnp.int32))
 
 
@@ -196,7 +225,11 @@ def test_module_agrees_with_flax():
         (Conv(4, (3, 3)), jnp.uint8, "x: dtype uint8, must be a floating one"),
         (Conv(4, (3, 3), groups=4), jnp.float32, "groups=4: must divide the numbers of channels, 6 and 4"),
         (Conv(4, (3, 3), groups=0), jnp.float32, "groups=0"),
-        (Conv(4, (3,)), jnp.float32, "kernel_size=.*one for each of 2 spatial axes"),
+        (Conv(4, (3,)), jnp.float32, r"x: shape .* with as many spatial axes as kernel_size=\(3,\)"),
+        (Conv(0, (3, 3)), jnp.float32, "features=0: must be at least 1"),
+        (Conv(-1, (3, 3)), jnp.float32, "features=-1: must be at least 1"),
+        (Conv(4, (9, 3)), jnp.float32, "kernel_size=9: spans 9"),
+        (Conv(4, (3, 3), dtype=jnp.int32), jnp.float32, "dtype=.*int32.*: must be a floating type"),
         (Conv(4, (3, 0)), jnp.float32, "kernel_size=.*at least 1"),
         (Conv(4, (3, 3), strides=2, padding="same"), jnp.float32, "padding='same': refused"),
     ],
@@ -204,3 +237,27 @@ def test_module_agrees_with_flax():
 def test_module_names_bad_input(layer, dtype, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(layer.init, jax.random.key(0), jax.ShapeDtypeStruct(X, dtype))
+
+
+@pytest.mark.parametrize(
+    ("shape", "layer", "message"),
+    [
+        (
+            X[1:],
+            lambda: Conv(4, (3, 3)),
+            r"x: shape \(8, 8, 6\), must be .* as many spatial axes as kernel_size=\(3, 3\)",
+        ),
+        ((), lambda: Conv(4, (3, 3)), r"x: shape \(\), must be .* as many spatial axes as kernel_size=\(3, 3\)"),
+        (X[2:], lambda: Conv(4, 3), r"x: shape \(8, 6\), must be .* with a spatial axis or more"),
+        ((2, 8, 8, 0), lambda: Conv(4, (3, 3)), r"x: shape \(2, 8, 8, 0\), must be .*, none empty"),
+        (X, lambda: Conv(4.0, (3, 3)), "features=4.0: must be an integer"),
+        (X, lambda: Conv(4, (3.0, 3)), r"kernel_size=\(3.0, 3\): must be an integer, or one for each of 2"),
+        (X, lambda: Conv(4, None), "kernel_size=None: must be a sequence"),
+        (X, lambda: Conv(4, (3, 3), groups=(2,)), r"groups=\(2,\): must be an integer"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_module_names_bad_input_before_it_makes_parameters(shape, layer, message):
+    with pytest.raises(ValueError, match=message) as error:
+        jax.eval_shape(layer().init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    assert "\n" not in str(error.value)

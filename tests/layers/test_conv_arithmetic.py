@@ -3,12 +3,14 @@ import numpy as np
 import pytest
 
 from cnn_jax.layers.conv_arithmetic import (
+    all_axes,
     effective_kernel_size,
     output_size,
     pad,
     padding_pairs,
     transposed_output_size,
     window_extent,
+    window_size,
     windows,
 )
 
@@ -179,8 +181,23 @@ def test_pad_fills_up_to_its_limit_and_no_further():
         (lambda: window_extent(-1, 3), "index=-1"),
         (lambda: pad(jnp.ones((1, 3, 1)), 1, mode="same"), "mode='same': must be one of 'zeros'"),
         (lambda: pad(jnp.ones((1, 3, 1)), -1), "padding=-1"),
+        (lambda: pad(jnp.ones((3, 1)), 1), r"x: shape \(3, 1\), must be \(N, \*spatial, C\)"),
+        (lambda: pad(jnp.ones((1, 0, 1)), 1, mode="edge"), r"x: shape \(1, 0, 1\), must be .*, none empty"),
+        (lambda: pad(jnp.ones((1, 3, 1)), 1, mode=["zeros"]), r"mode=\['zeros'\]: must be one of"),
+        (lambda: output_size(5, (3,)), r"kernel_size=\(3,\): must be an integer"),
+        (lambda: output_size(5.0, 3), "size=5.0: must be an integer"),
+        (lambda: output_size(5, 3, stride=(2,)), r"stride=\(2,\): must be an integer"),
+        (lambda: transposed_output_size(5, 3, stride=1.5), "stride=1.5: must be an integer"),
+        (lambda: window_extent(2, 3, stride=True), "stride=True: must be an integer"),
+        (lambda: effective_kernel_size(3, 1.5), "dilation=1.5: must be an integer"),
+        (lambda: windows(5, 3), "size=5: must be a sequence, one integer for each spatial axis"),
+        (lambda: windows((), ()), r"size=\(\): must be a sequence"),
+        (lambda: window_size(jnp.ones((5, 5, 1)), (3, 3)), r"x: shape \(5, 5, 1\), must be .* kernel_size=\(3, 3\)"),
+        (lambda: window_size(jnp.ones((5, 1)), 3), r"x: shape \(5, 1\), must be"),
+        (lambda: all_axes("size", (2, 0)), r"size=\(2, 0\): must be at least 1 on every axis"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()

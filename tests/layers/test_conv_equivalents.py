@@ -138,13 +138,16 @@ def test_gradients_of_the_equivalents_are_conv_s():
         (lambda x, k: conv_by_fft(x, k[:, :, :2]), "kernel: shape .* must have x's 3 channels on its axis -2"),
         (lambda x, k: conv_by_fft(x.astype(int), k), "x: dtype int32, must be a floating one"),
         (lambda x, k: conv_by_fft(x, k, padding="same", stride=2), "padding='same': refused"),
-        (lambda x, k: im2col(x, (3,)), "kernel_size="),
+        (lambda x, k: im2col(x, (3,)), "x: shape .* with as many spatial axes as kernel_size="),
         (lambda x, k: im2col(x, (9, 3)), "kernel_size=9: spans 9"),
         (lambda x, k: im2col(x, (3, 3), padding=9, mode="wrap"), "in mode 'wrap' at most 8"),
         (lambda x, k: toeplitz_matrix(k, (2, 8)), "kernel_size=3: spans 3 at dilation 1, must be at most 2"),
-        (lambda x, k: toeplitz_matrix(k, (8,)), "kernel_size="),
+        (lambda x, k: toeplitz_matrix(k, (8,)), "input_size="),
+        (lambda x, k: toeplitz_matrix(k[0, 0], (8,)), r"kernel: shape \(3, 2\), must be \(\*kernel_size, in, out\)"),
+        (lambda x, k: toeplitz_matrix(k.astype(int), (8, 8)), "kernel: dtype int32, must be a floating one"),
         (lambda x, k: circulant_matrix(k, (2, 8)), "kernel_size=3: spans 3 at dilation 1, must be at most 2"),
         (lambda x, k: circulant_matrix(k, (8,)), "input_size="),
+        (lambda x, k: circulant_matrix(k[0, 0], (8,)), r"kernel: shape \(3, 2\), must be \(\*kernel_size, in, out\)"),
     ],
 )
 def test_bad_input_is_named(call, message):

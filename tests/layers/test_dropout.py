@@ -97,17 +97,35 @@ def test_the_module_draws_from_the_stream_named_dropout():
     np.testing.assert_array_equal(module.apply({}, x, train=False), x / 2)
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan"), "0.5", None])
+@pytest.mark.usefixtures("unchecked")
 def test_a_rate_outside_0_to_1_is_refused(rate):
     for call in (
         lambda: dropout(jnp.ones(3), KEY, rate),
         lambda: alexnet_dropout(jnp.ones(3), None, rate, train=False),
         lambda: AlexNetDropout(rate).apply({}, jnp.ones(3), train=False),
     ):
-        with pytest.raises(ValueError, match=rf"^rate={rate}: must lie in \[0, 1\)"):
+        with pytest.raises(ValueError, match=rf"^rate={rate!r}: must be a number in \[0, 1\)"):
             call()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_training_without_a_key_is_refused():
-    with pytest.raises(ValueError, match=r"^key=None: must be a random key where train=True$"):
-        alexnet_dropout(jnp.ones(3), None, train=True)
+    for call in (lambda: alexnet_dropout(jnp.ones(3), None, train=True), lambda: dropout(jnp.ones(3), None, 0.5)):
+        with pytest.raises(
+            ValueError, match=r"^key=None: must be a random key in training, as jax.random.key makes it$"
+        ):
+            call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_integers_are_refused():
+    """Their noise would be cut off, or their type be another in training than in evaluation."""
+    x = jnp.ones(3, int)
+    for call in (
+        lambda: dropout(x, KEY, 0.5),
+        lambda: alexnet_dropout(x, KEY, train=True),
+        lambda: alexnet_dropout(x, None, train=False),
+    ):
+        with pytest.raises(ValueError, match=r"^x: dtype int32, must be a floating one"):
+            call()

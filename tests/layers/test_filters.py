@@ -252,23 +252,46 @@ FILTER, RESPONSE = inspect.unwrap(filter_image), inspect.unwrap(mean_absolute_re
     [
         (lambda: kernel("sobel"), "name='sobel': must be one of vertical_edge, smoothing,"),
         (lambda: box(0), "size=0: must be at least 1"),
-        (lambda: gaussian(4, 1.0), "size=4: must be odd and positive"),
-        (lambda: gaussian(3, 0.0), "sigma=0.0: must be positive"),
-        (lambda: gabor(-1, 1.0, 2.0), "size=-1: must be odd and positive"),
-        (lambda: gabor(3, 1.0, 0.0), "wavelength=0.0, aspect=1: must be positive"),
-        (lambda: oriented_bank(sigmas=()), "num_orientations=6, sigmas=(): must be at least one of each"),
+        (lambda: box(2.5), "size=2.5: must be an integer"),
+        (lambda: kernel(["sobel_x"]), "name=['sobel_x']: must be one of"),
+        (lambda: gaussian(4, 1.0), "size=4: must be an odd and positive integer"),
+        (lambda: gaussian(3.0, 1.0), "size=3.0: must be an odd and positive integer"),
+        (lambda: gaussian(3, 0.0), "sigma=0.0: must be a number in (0, inf)"),
+        (lambda: gaussian(3, float("nan")), "sigma=nan: must be a number in (0, inf)"),
+        (lambda: gabor(-1, 1.0, 2.0), "size=-1: must be an odd and positive integer"),
+        (lambda: gabor(3, 1.0, 0.0), "wavelength=0.0: must be a number in (0, inf)"),
+        (lambda: gabor(3, 1.0, 2.0, aspect=-1), "aspect=-1: must be a number in (0, inf)"),
+        (lambda: gabor(3, 1.0, 2.0, angle_deg=float("nan")), "angle_deg=nan: must be a number"),
+        (lambda: oriented_bank(sigmas=()), "sigmas=(): must be a sequence of one number or more"),
+        (lambda: oriented_bank(sigmas=1.0), "sigmas=1.0: must be a sequence"),
+        (lambda: oriented_bank(sigmas=("1",)), "sigma='1': must be a number"),
+        (lambda: oriented_bank(num_orientations=2.5), "num_orientations=2.5: must be an integer"),
+        (lambda: oriented_bank(num_orientations=0), "num_orientations=0: must be at least 1"),
         (lambda: oriented_bank(1), "size=1, sigma=1.0: must be at least 3, and large enough to reach a neighbour"),
         (lambda: oriented_bank(3, (0.01,)), "size=3, sigma=0.01: must be at least 3, and large enough"),
         (lambda: filter_image(z(5, 5), z(3, 3), "same"), "padding='same': must be one of valid, zeros, reflect,"),
         (lambda: filter_image(z(2, 5), z(3, 3)), "kernel_size=3: "),
         (lambda: filter_image(z(2, 5), z(5, 3), "reflect"), "padding=(2, 2): "),
+        (lambda: filter_image(z(5, 0), z(3, 3)), "x: shape (1, 5, 0, 1), must be"),
+        (lambda: filter_image(z(5, 5), z(3, 3).astype(complex)), "kernel: dtype complex64, must be a real one"),
+        (lambda: class_means(z(3, 2), jnp.zeros(2, int), 2), "label: shape (2,), must be (3,), one for each of features"),
+        (lambda: class_means(z(3, 2), z(3), 2), "label: dtype float32, must be an integer one"),
+        (lambda: class_means(z(3, 2), jnp.zeros(3, int), 0), "num_classes=0: must be at least 1"),
+        (lambda: class_means(z(3), jnp.zeros(3, int), 2), "features: shape (3,), must be (n, k)"),
+        (lambda: nearest_mean(z(3, 2), z(2, 1)), "means: shape (2, 1), must be (2, 2), a mean of these features for each"),
+        (lambda: nearest_mean(z(3, 2), z(0, 2)), "means: shape (0, 2), must be (1, 2)"),
+        (lambda: draw_textures(jax.random.key(0), -1), "num_each=-1: must be at least 1"),
+        (lambda: draw_textures(jax.random.key(0), 1, 2.5), "size_px=2.5: must be an integer"),
+        (lambda: tell_textures_apart(jax.random.key(0), 0), "num_train=0: must be at least 1"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         call()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_types_and_ranks_are_refused_where_types_are_not_checked():
     for call, message in (
         (lambda: FILTER(z(5, 5).astype(int), z(3, 3)), "image: dtype int32, must be a floating one"),

@@ -195,6 +195,7 @@ def z(*shape):
     return jnp.zeros(shape)
 
 
+KEY = jax.random.key(0)
 LIFT, CONV, POOL = map(inspect.unwrap, (p4_lift, p4_conv, p4_pool))  # as users run them: types unchecked
 
 
@@ -215,8 +216,23 @@ LIFT, CONV, POOL = map(inspect.unwrap, (p4_lift, p4_conv, p4_pool))  # as users 
         (lambda: POOL(z(1, 5, 5, 3, 1)), r"^y: shape \(1, 5, 5, 3, 1\), must be \(n, h, w, 4, c\)"),
         (lambda: LIFT(z(1, 5, 5, 1), z(3, 2, 1, 1)), "^kernel: 3 x 2, must be square, to be turned"),
         (lambda: CONV(z(1, 5, 5, 4, 1), z(4, 2, 3, 1, 1)), "^kernel: 2 x 3, must be square, to be turned"),
+        (lambda: LIFT(z(1, 5, 5, 1), z(3, 3, 1, 1), padding="same"), "^padding='same': must be an integer"),
+        (lambda: LIFT(z(1, 5, 5, 1), z(3, 3, 1, 1), padding=(1, 1)), r"^padding=\(1, 1\): must be an integer"),
+        (lambda: CONV(z(1, 5, 5, 4, 1), z(4, 3, 3, 1, 1), padding="same"), "^padding='same': must be an integer"),
+        (lambda: CONV(z(1, 5, 5, 4, 1), z(4, 3, 3, 1, 1), stride=(1, 2)), r"^stride=\(1, 2\): must be an integer"),
+        (lambda: LIFT(z(1, 5, 5, 1), z(3, 3, 1, 1).astype(int)), "^kernel: dtype int32, must be a floating one"),
+        (lambda: P4Lift(4, (3, 3)).init(KEY, z(1, 5, 5, 1)), r"^kernel_size=\(3, 3\): must be an integer"),
+        (lambda: P4Lift(0, 3).init(KEY, z(1, 5, 5, 1)), "^features=0: must be at least 1"),
+        (lambda: P4Lift(4, 3).init(KEY, z()), r"^x: shape \(\), must be \(n, h, w, c\)"),
+        (lambda: P4Conv(4, 0).init(KEY, z(1, 5, 5, 4, 1)), "^kernel_size=0: must be at least 1"),
+        (lambda: P4Conv(4, 3).init(KEY, z(1, 5, 5, 1)), r"^y: shape \(1, 5, 5, 1\), must be \(n, h, w, 4, c\)"),
+        (lambda: POOL(z(1, 5, 5, 4, 1).astype(int)), "^y: dtype int32, must be a floating one"),
+        (lambda: turn(z(5, 5), 1), r"^x: shape \(5, 5\), must be \(n, h, w, ...\)"),
+        (lambda: turn(z(1, 5, 5), 1.5), "^quarters=1.5: must be an integer"),
+        (lambda: turn_p4(z(1, 5, 5, 3, 1), 1), r"^y: shape \(1, 5, 5, 3, 1\), must be \(n, h, w, 4, c\)"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused_when_traced(call, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(call)

@@ -86,6 +86,7 @@ def test_dirac_is_the_identity_of_a_convolution(window, channels, groups):
     np.testing.assert_array_equal(y, x)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"^shape=\(5,\): must have inputs and, last, outputs"):
         init.lecun_1998(KEY, (5,))
@@ -95,3 +96,10 @@ def test_what_cannot_be_is_refused():
         init.dirac(0)
     with pytest.raises(ValueError, match=r"^groups=3: must divide the 4 outputs of shape \(3, 1, 4\)$"):
         init.dirac(3)(KEY, (3, 1, 4))
+    with pytest.raises(ValueError, match=r"^groups=1.5: must be an integer$"):
+        init.dirac(1.5)
+    for shape in ((3,), (0, 3, 3), (3, 3.0, 2)):
+        with pytest.raises(ValueError, match=r"^shape=.*: must have inputs"):
+            init.dirac()(KEY, shape)
+    with pytest.raises(ValueError, match=r"^shape=3: must have inputs"):
+        init.fan_in(3)

@@ -170,6 +170,7 @@ def z(*shape):
     return jnp.zeros(shape)
 
 
+KEY = jax.random.key(0)
 LOCAL, FULL = inspect.unwrap(locally_connected), inspect.unwrap(fully_connected)  # as users run them: types unchecked
 
 
@@ -177,7 +178,11 @@ LOCAL, FULL = inspect.unwrap(locally_connected), inspect.unwrap(fully_connected)
     ("call", "message"),
     [
         (lambda: LOCAL(z(1, 5, 2), z(3, 2, 1)), r"^kernel: 3 axes, must be \(\*positions, \*window, c, f\) for x of"),
-        (lambda: LOCAL(z(5, 2), z(3, 2)), "^kernel: 2 axes, must be"),
+        (lambda: LOCAL(z(5, 2), z(3, 2)), r"^x: shape \(5, 2\), must be \(N, \*spatial, C\)"),
+        (lambda: LOCAL(z(1, 5, 0), z(3, 3, 0, 1)), r"^x: shape \(1, 5, 0\), must be .*, none empty"),
+        (lambda: LOCAL(z(1, 5, 2), z(3, 3, 2, 1).astype(int)), "^kernel: dtype int32, must be a floating one"),
+        (lambda: LOCAL(z(1, 5, 2), z(3, 3, 2, 1), z(3, 1).astype(int)), "^bias: dtype int32, must be a floating one"),
+        (lambda: LOCAL(z(1, 5, 2), z(3, 3, 2, 1), stride=1.0), "^stride=1.0: must be an integer"),
         (lambda: LOCAL(z(1, 5, 2), z(3, 3, 4, 1)), "^kernel: 4 input channels, must be the 2 of x"),
         (lambda: LOCAL(z(1, 5, 2), z(4, 3, 2, 1)), r"^kernel: positions \(4,\), must be \(3,\) for x of shape"),
         (lambda: LOCAL(z(1, 5, 2), z(3, 3, 2, 1), z(1)), r"^bias: shape \(1,\), must be \(3, 1\)"),
@@ -188,11 +193,25 @@ LOCAL, FULL = inspect.unwrap(locally_connected), inspect.unwrap(fully_connected)
         (lambda: FULL(z(2, 3), z(4, 5)), r"^kernel: shape \(4, 5\), must be x's \(3,\) and then the outputs"),
         (lambda: FULL(z(2, 3), z(3, 5), z(4)), r"^bias: shape \(4,\), must be \(5,\)"),
         (lambda: FULL(z(2, 3).astype(int), z(3, 5)), "^x: dtype int32, must be a floating one"),
+        (lambda: FULL(z(2, 3), z(3, 5).astype(int)), "^kernel: dtype int32, must be a floating one"),
+        (lambda: FULL(z(3), z(1, 5)), r"^x: shape \(3,\), must be \(n, \*inputs\)"),
+        (lambda: flatten(z()), r"^x: shape \(\), must have"),
+        (lambda: LocallyConnected(3, 3).init(KEY, z(5, 2)), r"^x: shape \(5, 2\), must be"),
+        (lambda: LocallyConnected(3, (3, 3)).init(KEY, z(5, 5, 2)), r"^x: shape \(5, 5, 2\), .* kernel_size=\(3, 3\)"),
+        (lambda: LocallyConnected(3, (3,)).init(KEY, z()), r"^x: shape \(\), .* kernel_size=\(3,\)"),
+        (lambda: LocallyConnected(0, (3,)).init(KEY, z(1, 5, 2)), "^features=0: must be at least 1"),
+        (lambda: LocallyConnected(3, (3.0,)).init(KEY, z(1, 5, 2)), r"^kernel_size=\(3.0,\): must be an integer"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused_when_traced(call, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(call)
+
+
+def test_one_number_is_the_window_of_every_axis():
+    shapes = jax.eval_shape(LocallyConnected(3, 3).init, KEY, z(1, 5, 6, 2))["params"]
+    assert shapes["kernel"].shape == (3, 4, 3, 3, 2, 3)
 
 
 def test_padding_by_name_is_that_of_conv():

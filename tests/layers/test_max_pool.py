@@ -10,6 +10,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from cnn_jax.layers.max_pool import adaptive_max_pool, max_pool, max_pool_with_switches, max_unpool
+from cnn_jax.layers.norm import batch_norm
 from tests.layers.pool_oracle import draw_windows, inside, integers, windows_of
 from tests.layers.random_cases import BATCHES, CASES_A_BATCH, jit
 
@@ -155,6 +156,18 @@ def test_nan_shows_in_its_windows_only_and_takes_no_gradient():
     assert gradient(x, 2) == [[0, 0, 0, 0], [0, 0, 1, 0]]
 
 
+def test_the_switch_of_a_window_with_nan_is_its_last_nan():
+    x = maps([1, np.nan, 0], [0, np.nan, 1], [np.nan, 1, 0])
+    value, place = max_pool_with_switches(x, (1, 3))
+    assert np.isnan(value).all()
+    np.testing.assert_array_equal(place[0, :, 0, 0], [1, 4, 6])
+
+
+def test_unpooling_drops_what_lies_before_the_map():
+    y, switches = jnp.ones((1, 1, 2, 1)), jnp.array([-1, 2], jnp.int32).reshape(1, 1, 2, 1)
+    np.testing.assert_array_equal(max_unpool(y, switches, (2, 2)).ravel(), [0, 0, 1, 0])
+
+
 def test_padding_raises_no_alarm_under_debug_nans():
     with jax.debug_nans(True):  # operation by operation, where each result is looked at
         x_bar = jax.grad(lambda x: max_pool(x, 3, padding=1, stride=3).sum())(maps([1, 2], [3, 4]))
@@ -256,13 +269,67 @@ IMAGE = jnp.ones((1, 4, 4, 2))
         (lambda: max_pool(IMAGE.astype(jnp.uint8), 2), "x: dtype uint8, must be a floating one"),
         (lambda: max_pool(IMAGE[0, 0], 2), r"x: shape \(4, 2\), must be \(N, \*spatial, C\)"),
         (lambda: max_pool_with_switches(IMAGE.astype(int), 2), "x: dtype int32, must be a floating one"),
-        (lambda: max_unpool(IMAGE, IMAGE, 8), "switches: float32"),
-        (lambda: max_unpool(IMAGE, jnp.zeros((1, 2, 2, 2), int), 8), r"switches: int32 of shape \(1, 2, 2, 2\)"),
+        (lambda: max_unpool(IMAGE, IMAGE, 8), "switches: dtype float32, must be an integer one"),
+        (
+            lambda: max_unpool(IMAGE, jnp.zeros((1, 2, 2, 2), int), 8),
+            r"switches: shape \(1, 2, 2, 2\), must be .* as y",
+        ),
+        (lambda: max_unpool(IMAGE.astype(int), IMAGE.astype(int), 8), "y: dtype int32, must be a floating one"),
+        (lambda: max_unpool(IMAGE, IMAGE.astype(int), 8.0), "size=8.0: must be an integer"),
+        (lambda: max_pool(IMAGE, 2.0), "kernel_size=2.0: must be an integer, or one for each of 2"),
+        (lambda: max_pool(IMAGE, True), "kernel_size=True: must be an integer"),
+        (lambda: max_pool(IMAGE[..., :0], 2), r"x: shape \(1, 4, 4, 0\), must be .*, none empty"),
+        (lambda: max_pool(None, 2), "x: None, must be an array of numbers"),
+        (lambda: adaptive_max_pool(IMAGE, 2.5), "output_size=2.5: must be an integer"),
         (lambda: max_unpool(IMAGE, IMAGE.astype(int), 0), "size=0: must be at least 1"),
         (lambda: adaptive_max_pool(IMAGE, 0), "output_size=0: must be at least 1"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named_when_traced(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         jax.eval_shape(call)
     assert "\n" not in str(caught.value)
+
+
+def test_unpooling_no_examples():
+    assert max_unpool(IMAGE[:0], jnp.zeros(IMAGE[:0].shape, int), 8).shape == (0, 8, 8, 2)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 13, 3), pytest.param((4, 17, 17, 8), marks=pytest.mark.full)], ids=str)
+def test_gradient_under_jit_where_the_input_is_computed_twice(shape, options):
+    """XLA may fuse what makes x into the backward pass, too, and round it otherwise there: no window may lose its gradient.
+
+    The loss is quadratic, lest the forward pass be optimised away.
+    """
+    keys = jax.random.split(jax.random.key(1), 5)
+    width, x = 4 * shape[-1] // 3, jax.random.normal(keys[0], shape)
+    params = {
+        "before": jax.random.normal(keys[1], (3, 3, shape[-1], width)) * 0.3,
+        "scale": jax.random.uniform(keys[2], (width,)) + 0.5,
+        "bias": jax.random.normal(keys[3], (width,)) * 0.3,
+        "after": jax.random.normal(keys[4], (3, 3, width, 5)) * 0.3,
+    }
+
+    def convolved(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def loss(params):
+        x_ = batch_norm(convolved(x, params["before"]), params["scale"], params["bias"], epsilon=1e-5)[0]
+        y = convolved(max_pool(jax.nn.relu(x_), **options), params["after"])
+        return jnp.sum(y * y * jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    eager, jitted = jax.grad(loss)(params), jax.jit(jax.grad(loss))(params)
+    for name, gradient in eager.items():
+        np.testing.assert_allclose(jitted[name], gradient, atol=1e-4 * float(jnp.abs(gradient).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("size", [130, 300])
+def test_gradient_of_a_window_of_many_cells(size):
+    """The place of a maximum in a long window does not fit into eight bits."""
+    x = jnp.zeros((1, size, 1)).at[0, size - 1, 0].set(1.0)
+    for options in ({"kernel_size": size}, {"kernel_size": 2, "stride": size - 2}):
+        gradient = jax.grad(lambda x, options=options: jnp.sum(max_pool(x, **options)))(x)
+        np.testing.assert_array_equal(gradient[0, -1], [1.0])
+        assert jnp.sum(gradient) == jnp.size(max_pool(x, **options))

@@ -411,12 +411,36 @@ KEY = jax.random.key(0)
     ("call", "message"),
     [
         (lambda: local_response_norm(IMAGE, size=0), "size=0: must be at least 1"),
+        (lambda: local_response_norm(IMAGE, size=2.5), "size=2.5: must be an integer"),
+        (lambda: local_response_norm(IMAGE, k=0), r"k=0: must be a number in \(0, inf\)"),
+        (lambda: local_response_norm(IMAGE, k=-1.0), r"k=-1.0: must be a number in \(0, inf\)"),
+        (lambda: local_response_norm(IMAGE, k=float("nan")), "k=nan: must be a number"),
+        (lambda: local_response_norm(IMAGE, alpha=-1e-4), r"alpha=-0.0001: must be a number in \[0, inf\)"),
+        (lambda: local_response_norm(IMAGE, beta="1"), "beta='1': must be a number"),
+        (lambda: local_response_norm(IMAGE[0, 0, 0, 0]), r"x: shape \(\), must have 1 axes or more"),
+        (lambda: apply_to(IMAGE, mean=VECTOR[:1]), r"mean: shape \(1,\), must be \(4,\), x's channels"),
+        (lambda: apply_to(IMAGE, var=VECTOR[:3]), r"var: shape \(3,\), must be \(4,\), x's channels"),
+        (lambda: apply_to(IMAGE, scale=VECTOR[0]), r"scale: shape \(\), must be \(4,\)"),
+        (lambda: apply_to(IMAGE, bias=VECTOR[:, None]), r"bias: shape \(4, 1\), must be \(4,\)"),
+        (lambda: apply_to(IMAGE, mean=VECTOR.astype(int)), "mean: dtype int32, must be a floating one"),
+        (lambda: apply_to(IMAGE[..., :0]), r"x: shape \(2, 3, 3, 0\), must have 2 axes .* not none"),
+        (lambda: batch_norm(IMAGE, VECTOR[:1], VECTOR, epsilon=1e-5), r"scale: shape \(1,\), must be \(4,\)"),
+        (lambda: batch_norm(IMAGE, VECTOR, 1.0, epsilon=1e-5), r"bias: shape \(\), must be \(4,\)"),
+        (lambda: batch_norm(IMAGE, VECTOR, VECTOR, epsilon=-1.0), r"epsilon=-1.0: must be a number in \[0, inf\)"),
+        (lambda: batch_norm(IMAGE[:0], VECTOR, VECTOR, epsilon=1e-5), r"x: shape \(0, 3, 3, 4\), must have a value a"),
+        (lambda: BatchNorm(momentum=1.5).init(KEY, IMAGE, train=True), r"momentum=1.5: must be a number in \[0, 1\]"),
+        (lambda: BatchNorm(dtype=jnp.int32).init(KEY, IMAGE, train=True), "dtype=.*int32.*: must be a floating type"),
+        (lambda: BatchNorm(frozen=3).init(KEY, IMAGE, train=True), "frozen=3: must be a regular expression, but"),
+        (lambda: BatchNorm().apply(OTHER_STATISTICS, IMAGE, train=False), r"mean: shape \(1,\), must be \(4,\)"),
         (lambda: local_response_norm(IMAGE.astype(jnp.uint8)), "x: dtype uint8, must be a floating one"),
         (lambda: BatchNorm().init(KEY, IMAGE.astype(int), train=True), "x: dtype int32, must be a floating one"),
         (lambda: BatchNorm().init(KEY, VECTOR, train=True), r"x: shape \(4,\), must have 2 axes or more"),
         (lambda: BatchNorm(frozen="(").init(KEY, IMAGE, train=True), r"frozen='\(': must be a regular expression"),
         (lambda: BatchNorm(unbiased=True).apply(BATCH_NORM, IMAGE[:1, :1, :1], train=True, mutable=True), "2 values a"),
-        (lambda: GroupNorm(3).init(KEY, IMAGE), "num_groups=3: must be at least 1 and divide the 4 channels"),
+        (lambda: GroupNorm(3).init(KEY, IMAGE), "num_groups=3: must divide the 4 channels of x"),
+        (lambda: GroupNorm(2.0).init(KEY, IMAGE), "num_groups=2.0: must be an integer"),
+        (lambda: GroupNorm(None).init(KEY, IMAGE), "num_groups=None: must be an integer"),
+        (lambda: GroupNorm(2, epsilon=-1.0).init(KEY, IMAGE), "epsilon=-1.0: must be a number"),
         (lambda: GroupNorm(0).init(KEY, IMAGE), "num_groups=0: must be at least 1"),
         (lambda: GroupNorm(2).init(KEY, IMAGE.astype(int)), "x: dtype int32"),
         (lambda: weight_standardisation(IMAGE.astype(int)), "kernel: dtype int32"),
@@ -424,17 +448,27 @@ KEY = jax.random.key(0)
         (lambda: fold(IMAGE.astype(int)), "kernel: dtype int32"),
         (lambda: fold(IMAGE, mean=jnp.ones(3)), r"mean: shape \(3,\), must be \(4,\), the kernel's outputs"),
         (lambda: fold(IMAGE, conv_bias=jnp.ones(1)), r"conv_bias: shape \(1,\), must be \(4,\)"),
+        (lambda: fold(IMAGE, var=VECTOR.astype(int)), "var: dtype int32, must be a floating one"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named_when_traced(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         jax.eval_shape(call)
     assert "\n" not in str(caught.value)
 
 
+OTHER_STATISTICS = {
+    "params": {"scale": VECTOR, "bias": VECTOR},
+    "batch_stats": {"mean": VECTOR[:1], "var": VECTOR[:1]},
+}
 BATCH_NORM = {"params": {"scale": VECTOR, "bias": VECTOR}, "batch_stats": {"mean": VECTOR, "var": VECTOR}}
 
 
 def fold(kernel, conv_bias=None, **vectors):
     vectors = dict.fromkeys(("mean", "var", "scale", "bias"), VECTOR) | vectors
     return fold_batch_norm(kernel, conv_bias, **vectors, epsilon=1e-5)
+
+
+def apply_to(x, **vectors):
+    return apply_statistics(x, **dict.fromkeys(("mean", "var", "scale", "bias"), VECTOR) | vectors, epsilon=1e-5)

@@ -313,7 +313,14 @@ IMAGE = jnp.ones((1, 4, 4, 2))
         (lambda: adaptive_average_pool(IMAGE, (2, 0)), r"output_size=\(2, 0\): must be at least 1"),
         (lambda: adaptive_average_pool(IMAGE, (2, 2, 2)), r"output_size=\(2, 2, 2\): .*2 spatial axes"),
         (lambda: spatial_pyramid_pool(IMAGE, ()), r"levels=\(\): must be"),
-        (lambda: spatial_pyramid_pool(IMAGE, (2, 0)), r"levels=\(2, 0\): must be one number or more"),
+        (lambda: spatial_pyramid_pool(IMAGE, (2, 0)), r"levels=\(2, 0\): must be a sequence of one number or more"),
+        (lambda: spatial_pyramid_pool(IMAGE, 2), "levels=2: must be a sequence of one number or more"),
+        (lambda: spatial_pyramid_pool(IMAGE, (2.0, 1)), r"levels=\(2.0, 1\): must be a sequence of one number"),
+        (lambda: spatial_pyramid_pool(IMAGE, "21"), "levels='21': must be a sequence of one number"),
+        (lambda: average_pool(IMAGE, 2.0), "kernel_size=2.0: must be an integer"),
+        (lambda: adaptive_average_pool(IMAGE, 2.5), "output_size=2.5: must be an integer"),
+        (lambda: blur_pool(IMAGE, kernel_size=(3,)), r"kernel_size=\(3,\): must be an integer"),
+        (lambda: Subsampling(2.0).init(jax.random.key(0), IMAGE), "kernel_size=2.0: must be an integer"),
         (lambda: blur_pool(IMAGE, kernel_size=0), "kernel_size=0: must be at least 1"),
         (lambda: blur_pool(IMAGE, kernel_size=8), r"x: shape \(1, 4, 4, 2\), must be above 4"),
         (lambda: blur_pool(IMAGE, stride=0), "stride=0: must be at least 1"),
@@ -321,7 +328,12 @@ IMAGE = jnp.ones((1, 4, 4, 2))
         (lambda: Subsampling().init(jax.random.key(0), IMAGE.astype(int)), "x: dtype int32"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named_when_traced(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         jax.eval_shape(call)
     assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_no_examples_keeps_the_length_of_its_vectors():
+    assert spatial_pyramid_pool(IMAGE[:0], (2, 1)).shape == (0, 10)

@@ -104,3 +104,16 @@ def test_checked():
         checked(jnp.ones((1, 2, 3), int))
     with pytest.raises(ValueError, match=r"x: shape \(1, 0, 3\), must be"):
         checked(jnp.ones((1, 0, 3)))
+    with pytest.raises(ValueError, match="y: dtype int32, must be a floating one"):
+        checked(jnp.ones((1, 2, 3), int), "y")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sizes_that_are_none_are_named():
+    for call, message in (
+        (lambda: pool_windows(8, 2), "^size=8: must be a sequence"),
+        (lambda: adaptive_bins(3, 2.0), "^num_bins=2.0: must be an integer"),
+        (lambda: adaptive_bins(0, 2), "^size=0: must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -236,6 +236,21 @@ def test_it_learns_the_parity_of_the_bits_so_far():
     assert values[-1] < 0.05 and accuracies[-1] == 1
 
 
+def test_a_slope_without_bound_does_not_reach_the_gradient_from_the_padding():
+    """The square root's at 0, the state that a sequence of no length stands at; and of NaN, which stand in the padding."""
+    x, length = jnp.asarray([[[1.0, 2.0], [jnp.nan, 1.0]], [[0.0, jnp.nan], [3.0, 0.0]]]), jnp.asarray([1, 0])
+    U, W = jnp.asarray([[1.0, 0.5], [2.0, 1.0]]), jnp.asarray([[0.0, 0.0], [0.0, 0.0]])
+
+    def total(x, U, W):
+        return jnp.sum(elman_states(x, U, W, length=length, f=jnp.sqrt))
+
+    x_bar, U_bar, W_bar = jax.grad(total, (0, 1, 2))(x, U, W)
+    by_drive = 1 / np.sqrt([2.0, 4.0])  # one step that counts, and then one that holds its state: 2 / (2 sqrt(drive))
+    np.testing.assert_allclose(U_bar, np.outer(by_drive, [1, 2]), rtol=1e-6)
+    np.testing.assert_allclose(x_bar[0, 0], by_drive @ np.asarray(U), rtol=1e-6)
+    assert not np.any(x_bar[0, 1]) and not np.any(x_bar[1]) and not np.any(W_bar)
+
+
 def z(*shape):
     return jnp.zeros(shape)
 
@@ -252,12 +267,26 @@ STATES, LOGITS, LOSSES = map(inspect.unwrap, (elman_states, elman_logits, step_l
         (lambda: STATES(z(1, 2, 3), z(4, 3), z(4, 3)), r"^W: shape \(4, 3\), must be \(4, 4\), for x of shape"),
         (lambda: STATES(z(1, 2, 3), z(4, 3), z(4, 4), z(3)), r"^b: shape \(3,\), must be \(4,\), for x of shape"),
         (lambda: STATES(z(1, 2, 3), z(4, 3), z(4, 4), h0=z(2, 4)), r"^h0: shape \(2, 4\), must be \(1, 4\), for x"),
-        (lambda: inspect.unwrap(step_mask)(z(2), 1, 3), r"^length: shape \(2,\), must be \(1,\), one a sequence"),
+        (lambda: step_mask(jnp.zeros(2, int), 1, 3), r"^length: shape \(2,\), must be \(1,\), one a sequence"),
         (lambda: LOGITS(z(1, 2, 4), z(3, 5)), r"^V: shape \(3, 5\), must be \(outputs, 4\), for h of shape"),
         (lambda: LOGITS(z(1, 2, 4), z(3, 4), z(4)), r"^c: shape \(4,\), must be \(3,\)"),
+        (lambda: STATES(z(1, 2, 3), z(), z(4, 4)), r"^U: shape \(\), must be \(hidden, 3\), for x of shape"),
+        (lambda: STATES(z(1, 2, 0), z(4, 0), z(4, 4)), r"^x: shape \(1, 2, 0\), must be \(n, steps, inputs\)"),
+        (lambda: STATES(z(1, 2, 3), z(4, 3), z(4, 4).astype(int)), "^W: dtype int32, must be a floating one"),
+        (lambda: STATES(z(1, 2, 3), z(4, 3), z(4, 4), length=z(1)), "^length: dtype float32, must be an integer one"),
+        (lambda: STATES(z(1, 2, 3), z(4, 3), z(4, 4), f=lambda h: h[:, :1]), r"^the result of f: shape \(1, 1\), must be"),
+        (lambda: LOGITS(z(4), z(3, 4)), r"^h: shape \(4,\), must be \(n, steps, hidden\)"),
+        (lambda: LOGITS(z(1, 2, 4), z(3, 4).astype(int)), "^V: dtype int32, must be a floating one"),
+        (lambda: LOSSES(z(1, 2, 4), z(1, 2)), "^target: dtype float32, must be an integer one"),
+        (lambda: summed_loss(z(1, 2, 4), z(1, 2)), "^target: dtype float32, must be an integer one"),
+        (lambda: Elman(0, 2).init(jax.random.key(0), z(1, 2, 3)), "^hidden=0: must be at least 1"),
+        (lambda: Elman(4, -1).init(jax.random.key(0), z(1, 2, 3)), "^outputs=-1: must be at least 1"),
+        (lambda: Elman(4.0, 2).init(jax.random.key(0), z(1, 2, 3)), "^hidden=4.0: must be an integer"),
+        (lambda: Elman(4, 2).init(jax.random.key(0), z()), r"^x: shape \(\), must be \(n, steps, inputs\)"),
         (lambda: LOSSES(z(1, 2, 4), jnp.zeros((1, 3), int)), r"^target: shape \(1, 3\), must be \(n, steps\) of logits"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused_when_traced(call, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(call)

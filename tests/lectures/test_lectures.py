@@ -6,46 +6,19 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.lectures import rows, test_counts, test_functions, test_operators, test_sizes, test_xo
+from tests.lectures import rows, test_counts, test_functions, test_networks, test_operators, test_sizes, test_xo
 
 ERRATA = Path(__file__).resolve().parents[2] / "docs" / "lecture_errata.md"
 COMPUTED = [
-    row for module in (test_counts, test_functions, test_operators, test_sizes, test_xo) for row in module.computes
+    row
+    for module in (test_counts, test_functions, test_networks, test_operators, test_sizes, test_xo)
+    for row in module.computes
 ]
 # Rows that wait, and for which module.
 NOT_YET = (
-    ("000-alexnet-60M", "models.alexnet"),
-    ("000-alexnet-shares", "models.alexnet, analysis.complexity"),
-    ("001-alexnet-650k", "models.alexnet"),
-    ("001-alexnet-depth", "models.alexnet"),
-    ("001-googlenet-12x", "models.alexnet, models.googlenet"),
-    ("001-googlenet-2x", "models.alexnet, models.googlenet, analysis.complexity"),
     ("001-transfer-terms", "transfer: which parameters are frozen"),
-    ("001-vgg16-layers", "models.vgg"),
-    ("003-alex-norm-order", "models.alexnet"),
-    ("003-alex-shapes", "models.alexnet"),
-    ("004-alex-fc-share", "models.alexnet"),
-    ("004-alex-io", "models.alexnet"),
-    ("004-alex-params-conv1", "models.alexnet"),
-    ("004-alex-params-conv2", "models.alexnet"),
-    ("004-alex-params-conv3", "models.alexnet"),
-    ("004-alex-params-conv4", "models.alexnet"),
-    ("004-alex-params-conv5", "models.alexnet"),
-    ("004-alex-params-fc6", "models.alexnet"),
-    ("004-alex-params-fc7", "models.alexnet"),
-    ("004-alex-params-fc8", "models.alexnet"),
-    ("004-alex-total", "models.alexnet"),
     ("004-det-24", "detection.localizer"),
     ("004-ilsvrc-count", "data.imagenet"),
-    ("004-resnet-8x", "models.resnet, models.vgg, analysis.complexity"),
-    ("004-vgg-config-C", "models.vgg"),
-    ("004-vgg-only3x3", "models.vgg"),
-    ("004-vgg-params-A", "models.vgg"),
-    ("004-vgg-params-A-LRN", "models.vgg"),
-    ("004-vgg-params-B", "models.vgg"),
-    ("004-vgg-params-C", "models.vgg"),
-    ("004-vgg-params-D", "models.vgg"),
-    ("004-vgg-params-E", "models.vgg"),
     ("004-yolo-prob", "detection.yolo"),
     ("004-yolo-tensor", "detection.yolo"),
 )
