@@ -29,15 +29,16 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of VARIANTS: the array it takes, (H, W, C), which is flattened, and the widths of the hidden layers."""
+    """A row of VARIANTS: the array it takes, (H, W, C), which is flattened, the widths of the hidden layers, classes."""
 
     input_shape: tuple[int, int, int]
     hidden: tuple[int, ...]
+    num_classes: int = 10
 
 
 VARIANTS = {
-    "perceptron": Variant((1, 2, 1), ()),
-    "xor": Variant((1, 2, 1), (2,)),
+    "perceptron": Variant((1, 2, 1), (), 2),
+    "xor": Variant((1, 2, 1), (2,), 2),
     "mnist": Variant((28, 28, 1), (100,)),
     "mnist_300_100": Variant((28, 28, 1), (300, 100)),
 }
@@ -57,6 +58,7 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
     num_classes: int | None = 10
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -64,7 +66,8 @@ class MLP(nn.Module):
     ) -> tuple[Float[Array, "n k"] | None, dict[str, Array]]:
         def dense(name, features, x):
             init = nn.initializers.he_normal()
-            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)(x)
+            layer = nn.remat(nn.Dense) if self.remat else nn.Dense
+            return layer(features, kernel_init=init, dtype=self.dtype, name=name)(x)
 
         feats = {}
         x = feats["input"] = x.astype(self.dtype).reshape(x.shape[0], -1)
@@ -73,9 +76,20 @@ class MLP(nn.Module):
         return (None if self.num_classes is None else dense("output", self.num_classes, x)), feats
 
 
-def build(variant: str = "mnist", *, num_classes: int | None = 10, dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """A perceptron in one of VARIANTS. Input (N, *input_shape); logits (N, num_classes), or None without classes."""
-    return MLP(VARIANTS[variant].hidden, num_classes, dtype)
+def build(
+    variant: str = "mnist",
+    *,
+    num_classes: int | None = 10,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    **overrides,
+) -> nn.Module:
+    """A perceptron in one of VARIANTS. Input (N, *input_shape); logits (N, num_classes), or None without classes.
+
+    remat: the backward pass computes each layer again. overrides: fields of `MLP`.
+    """
+    fields = {"hidden": VARIANTS[variant].hidden, **overrides}
+    return MLP(num_classes=num_classes, dtype=dtype, remat=remat, **fields)
 
 
 def xor_params() -> dict[str, dict[str, Float[Array, "..."]]]:

@@ -131,6 +131,7 @@ class XONet(nn.Module):
     is_hand_set: bool
     num_classes: int | None = 2
     dtype: DTypeLike = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -139,11 +140,11 @@ class XONet(nn.Module):
         drawn = nn.initializers.he_normal()
         kernel_init = (lambda *_: _hand_set_kernel()) if self.is_hand_set else drawn
         votes_init = (lambda *_: _hand_set_votes()) if self.is_hand_set and self.num_classes == 2 else drawn
-        use_bias = not self.is_hand_set
+        use_bias, conv = not self.is_hand_set, nn.remat(Conv) if self.remat else Conv
         feats, x = {}, x.astype(self.dtype)
         for i, features in enumerate(self.num_features, start=1):
             name = f"convolution{i}"
-            x = Conv(features, (3, 3), use_bias=use_bias, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
+            x = conv(features, (3, 3), use_bias=use_bias, kernel_init=kernel_init, dtype=self.dtype, name=name)(x)
             # Dividing here and not in the kernel keeps numerators whole: nine ninths are 1 exactly.
             x = feats[name] = x / 9 if self.is_hand_set else x
             x = feats[f"relu{i}"] = nn.relu(x)
@@ -156,10 +157,21 @@ class XONet(nn.Module):
         ), feats
 
 
-def build(variant: str = "drawn", *, num_classes: int | None = 2, dtype: DTypeLike = jnp.float32) -> nn.Module:
-    """The X/O network in one of VARIANTS. Input (N, *input_shape); logits (N, num_classes), or None without classes."""
+def build(
+    variant: str = "drawn",
+    *,
+    num_classes: int | None = 2,
+    dtype: DTypeLike = jnp.float32,
+    remat: bool = False,
+    **overrides,
+) -> nn.Module:
+    """The X/O network in one of VARIANTS. Input (N, *input_shape); logits (N, num_classes), or None without classes.
+
+    remat: the backward pass computes each convolution again. overrides: fields of `XONet`.
+    """
     row = VARIANTS[variant]
-    return XONet(row.num_features, row.is_hand_set, num_classes, dtype)
+    fields = {"num_features": row.num_features, "is_hand_set": row.is_hand_set, **overrides}
+    return XONet(num_classes=num_classes, dtype=dtype, remat=remat, **fields)
 
 
 def _hand_set_kernel() -> Float[Array, "3 3 1 3"]:

@@ -58,6 +58,7 @@ def accuracy(classify, ranges: dict) -> float:
     return float((classify(images) == labels).mean())
 
 
+@pytest.mark.full
 def test_trained_on_the_whole_ranges_every_trickier_case_is_told_apart():
     classify = trained(is_easy=False)
     scores = {case: accuracy(classify, EASY | ranges) for case, ranges in TRICKIER.items()}
