@@ -1,4 +1,4 @@
-"""MNIST, and any set in its four idx files (Fashion-MNIST, KMNIST), read from a directory.
+"""MNIST, and any set in its four idx files (Fashion-MNIST, KMNIST), read from a directory, or from where it was prepared.
 
 Source: Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc.
 IEEE 86(11), 1998, https://doi.org/10.1109/5.726791, III.A: the 28x28 pictures; II.B: LeNet-5 sees them on 32x32.
@@ -15,11 +15,20 @@ import functools
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from cnn_jax.data.archives import Entry, Official, as_published
+from cnn_jax.data.builders import Originals, make_builder
+from cnn_jax.data.find import find_prepared
+from cnn_jax.data.prepared import load_pictures, open_prepared
+from cnn_jax.data.reencode import png
 from cnn_jax.data.source import (
     ArraySource,
     SourceInfo,
@@ -33,12 +42,24 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 CLASSES = tuple("0123456789")
 BORDER_PX = 2
 SPLIT_SEED = 1998  # frozen: another seed is another dataset
+URL = "https://storage.googleapis.com/cvdf-datasets/mnist"
+SUMS = (  # as tensorflow-datasets 4.9.10 records them
+    (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+    (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+    (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+)
+DOWNLOADS = tuple(
+    Official(f"{name}.gz", num_bytes, f"sha256:{digest}", f"{URL}/{name}.gz")
+    for name, (num_bytes, digest) in zip(FILES, SUMS, strict=True)
+)
 
 
 def make_source(config: ConfigDict, split: str) -> ArraySource:
     """The pictures of one split: image (H + 4, W + 4, 1) uint8, ink bright on 0, and label int32.
 
-    config.dir: directory of the four files, each plain or with .gz; config.num_validation: pictures held out of train.
+    config.dir: directory of the four files, each plain or with .gz, or where `prepare` put the set;
+    config.num_validation: pictures held out of train.
 
     Raises:
       ValueError: an unknown split, an empty config.dir, a num_validation out of range, or files that are not intact idx
@@ -47,7 +68,11 @@ def make_source(config: ConfigDict, split: str) -> ArraySource:
     """
     check_split(split)
     folder = _find_folder(config.dir)
-    paths = tuple(_find_file(folder, name) for name in FILES)
+    if any((folder / f"{name}{suffix}").is_file() for name in FILES for suffix in ("", ".gz")):
+        paths = tuple(_find_file(folder, name) for name in FILES)
+    else:
+        path = find_prepared(config.dir, "mnist", ("mnist",))
+        paths = (path, *sorted(path.iterdir()))
     splits, info = _load(paths, tuple(path.stat().st_mtime_ns for path in paths), config.num_validation)
     return ArraySource(splits[split], info)
 
@@ -56,8 +81,11 @@ def make_source(config: ConfigDict, split: str) -> ArraySource:
 def _load(
     paths: tuple[Path, ...], modified_ns: tuple[int, ...], num_validation: int
 ) -> tuple[dict[str, dict[str, np.ndarray]], SourceInfo]:
-    image, label = _load_pair(*paths[:2])
-    test_image, test_label = _load_pair(*paths[2:])
+    if paths[0].is_dir():
+        prepared = open_prepared(paths[0])
+        (image, label), (test_image, test_label) = (_framed(*load_pictures(prepared, s)) for s in ("train", "test"))
+    else:
+        (image, label), (test_image, test_label) = _framed(*_load_pair(*paths[:2])), _framed(*_load_pair(*paths[2:]))
     if image.shape[1:] != test_image.shape[1:]:
         raise ValueError(
             f"{paths[0].parent}: train pictures are {image.shape[1:]}, test pictures {test_image.shape[1:]}"
@@ -119,7 +147,10 @@ def _find_folder(path: str) -> Path:
         )
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such directory; it should hold {', '.join(FILES)}, each plain or .gz")
+        raise FileNotFoundError(
+            f"{folder}: no such directory; it should hold {', '.join(FILES)}, each plain or .gz, or what "
+            "./launch.sh prepare mnist writes"
+        )
     return folder
 
 
@@ -131,7 +162,7 @@ def _find_file(folder: Path, name: str) -> Path:
 
 
 def _load_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, H + 4, W + 4, 1) uint8 and labels (n,) int32."""
+    """Pictures (n, H, W) uint8 and labels (n,) int32."""
     image, label = load_idx(images_path, 3), load_idx(labels_path, 1)
     if len(image) != len(label):
         raise ValueError(f"{images_path}: {len(image)} pictures, but {len(label)} labels in {labels_path.name}")
@@ -139,5 +170,47 @@ def _load_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.nda
         raise ValueError(f"{images_path}: holds no pictures")
     if label.max() >= len(CLASSES):
         raise ValueError(f"{labels_path}: labels must lie in 0..9; found {label.max()}")
+    return image, label.astype(np.int32)
+
+
+def _framed(
+    image: UInt8[np.ndarray, "n h w *c"], label: Int[np.ndarray, " n"]
+) -> tuple[UInt8[np.ndarray, "n height width 1"], Int[np.ndarray, " n"]]:
     border = ((0, 0), (BORDER_PX, BORDER_PX), (BORDER_PX, BORDER_PX))
-    return np.pad(image, border)[..., None], label.astype(np.int32)
+    return np.pad(image.reshape(image.shape[:3]), border)[..., None], label
+
+
+def builder(source: Path, *, data_dir: Path, short_side: int | None = None) -> Any:
+    """The TFDS builder `cnn_jax_mnist` of the four files in the folder `source`, pictures without a border.
+
+    Raises ValueError and FileNotFoundError as `make_source` does.
+    """
+    paths = [_find_file(_find_folder(str(source)), name) for name in FILES]
+    pairs = {"train": _load_pair(*paths[:2]), "test": _load_pair(*paths[2:])}
+    shapes = {image.shape[1:] for image, _ in pairs.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"{source}: train and test pictures are of different sizes, {' and '.join(map(str, shapes))}")
+
+    def pictures(split: str) -> Iterator[tuple[Entry, int]]:
+        for i, (image, label) in enumerate(zip(*pairs[split], strict=True)):
+            where = f"{source}: {split} picture {i}"
+            yield Entry(f"{split}/{i}", image.size, partial(png, image[:, :, None]), where), int(label)
+
+    arrays = {split: {"image": image, "label": label} for split, (image, label) in pairs.items()}
+    return make_builder(
+        Originals(
+            name="mnist",
+            title="MNIST, or a set in its files",
+            source=str(source),
+            classes=CLASSES,
+            splits={split: partial(pictures, split) for split in pairs},
+            num_bytes={split: image.nbytes for split, (image, _) in pairs.items()},
+            fingerprint=content_checksum(arrays | {"validation": {}}),
+            homepage="http://yann.lecun.com/exdb/mnist/",
+            citation='Y. LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 86(11), 1998',
+            image_shape=(*shapes.pop(), 1),
+            archives=tuple((path, as_published(path, DOWNLOADS)) for path in paths if path.suffix == ".gz"),
+        ),
+        data_dir=data_dir,
+        short_side=short_side,
+    )

@@ -5,7 +5,8 @@ A dataset is one module of this package with
     make_source(config, split) -> source        config: the run's `config.data`; split: "train", "validation" or "test"
 
 whose source has `len(source)`, `source[i]` (one example, a dict) and `source.info` (a `SourceInfo`, equal for all three
-splits). `ArraySource` is that source for every set that fits in memory. Pictures rest as uint8 (H, W, C).
+splits). `ArraySource` is that source for every set that fits in memory. Pictures rest as uint8 (H, W, C), so do signals
+(L, C) and volumes (D, H, W, C) under the same name, `image`; a `sequence` is what the network takes, float32 (L, C).
 
 The draws here read the raw stream of a bit generator, whose values NumPy guarantees from one version to the next
 (NEP 19); it does not guarantee those of `Generator.shuffle` and its like.
@@ -25,14 +26,15 @@ SPLITS = ("train", "validation", "test")
 class SourceInfo:
     """The facts about a dataset that evaluation and prediction need, and that identify it.
 
+    image_shape: of one input, (H, W, C), (L, C) or (D, H, W, C).
     preprocessing: {"mean": ..., "std": ...}, a number for each channel, for pixels divided by 255; and "inner_px" where
-      the pictures fill only a middle square of that side, on zeros.
+      the pictures fill only a middle square of that side, on zeros. {} for sequences.
     checksum: `content_checksum` of all three splits.
     """
 
     name: str
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (H, W, C)
+    image_shape: tuple[int, ...]
     preprocessing: dict[str, tuple[float, ...] | int]
     checksum: str
 
@@ -50,6 +52,8 @@ class Source(Protocol):
 
 class ArraySource:
     """Examples held as arrays that share their leading axis, e.g. image (N, H, W, C) uint8 and label (N,) int32.
+
+    A label for each step, (N, L), may be -1 where a step is not scored.
 
     The arrays are read-only, so that no reader can change what the checksum vouches for.
 
@@ -72,10 +76,10 @@ class ArraySource:
                 )
         if "label" in arrays:
             low, high = int(arrays["label"].min()), int(arrays["label"].max())
-            if low < 0 or high >= len(info.classes):
-                raise ValueError(
-                    f"{info.name}: labels must lie in 0..{len(info.classes) - 1}, one for each class; got {low}..{high}"
-                )
+            least = 0 if arrays["label"].ndim == 1 else -1
+            if low < least or high >= len(info.classes):
+                among = f"{least}..{len(info.classes) - 1}"
+                raise ValueError(f"{info.name}: labels must lie in {among}, one for each class; got {low}..{high}")
         self.info = info
         self.arrays = {name: array.view() for name, array in arrays.items()}
         for array in self.arrays.values():
@@ -105,7 +109,7 @@ def content_checksum(splits: dict[str, dict[str, np.ndarray]]) -> str:
     return digest.hexdigest()
 
 
-def channel_statistics(images: UInt8[np.ndarray, "n h w c"]) -> dict[str, tuple[float, ...]]:
+def channel_statistics(images: UInt8[np.ndarray, "n *size c"]) -> dict[str, tuple[float, ...]]:
     """Mean and standard deviation of each channel of `images` / 255, to 4 decimals: `SourceInfo.preprocessing`.
 
     The sums are of integers, so that the result is the same on every machine.
@@ -114,8 +118,9 @@ def channel_statistics(images: UInt8[np.ndarray, "n h w c"]) -> dict[str, tuple[
       ValueError: a channel is constant, so that nothing could be divided by its deviation.
     """
     n = images.size // images.shape[-1]
-    total = images.sum(axis=(0, 1, 2), dtype=np.uint64)
-    total_square = np.square(images, dtype=np.uint16).sum(axis=(0, 1, 2), dtype=np.uint64)
+    axes = tuple(range(images.ndim - 1))
+    total = images.sum(axis=axes, dtype=np.uint64)
+    total_square = np.square(images, dtype=np.uint16).sum(axis=axes, dtype=np.uint64)
     mean = tuple(round(int(s) / n / 255, 4) for s in total)
     std = tuple(round((n * int(q) - int(s) ** 2) ** 0.5 / n / 255, 4) for s, q in zip(total, total_square, strict=True))
     if 0.0 in std:

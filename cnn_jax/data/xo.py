@@ -13,15 +13,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from cnn_jax.data.source import (
-    SPLITS,
-    ArraySource,
-    SourceInfo,
-    channel_statistics,
-    check_split,
-    content_checksum,
-    uniform_draws,
-)
+from cnn_jax.data.drawn import check_drawn, check_range, drawn_source
+from cnn_jax.data.source import SPLITS, ArraySource, uniform_draws
 
 CLASSES = ("X", "O")
 NOMINAL_RADIUS = 0.3  # of the picture's side, at scale 1: half an X's width, and an O's radius
@@ -41,25 +34,10 @@ def make_source(config: ConfigDict, split: str) -> ArraySource:
     Raises:
       ValueError: an unknown split, or a value out of range.
     """
-    check_split(split)
-    for key in ("size_px", "num_train", "num_validation", "num_test"):
-        if config[key] < 1:
-            raise ValueError(f"config.data.{key}={config[key]}: must be at least 1")
-    for key in ("max_shift_px", "max_rotation_deg", "data_seed"):
-        if config[key] < 0:
-            raise ValueError(f"config.data.{key}={config[key]}: must not be negative")
-    for key in ("scale_range", "stroke_px"):
-        if len(config[key]) != 2 or not 0 < config[key][0] <= config[key][1]:
-            raise ValueError(f"config.data.{key}={config[key]}: must be (low, high) with 0 < low <= high")
-    splits = {name: _draw_split(config, name) for name in SPLITS}
-    info = SourceInfo(
-        name="xo",
-        classes=CLASSES,
-        image_shape=(config.size_px, config.size_px, 1),
-        preprocessing=channel_statistics(splits["train"]["image"]),
-        checksum=content_checksum(splits),
-    )
-    return ArraySource(splits[split], info)
+    check_drawn(config, split, at_least_1=["size_px"], not_negative=["max_shift_px", "max_rotation_deg"])
+    check_range(config, "scale_range")
+    check_range(config, "stroke_px")
+    return drawn_source("xo", CLASSES, split, lambda split: _draw_split(config, split))
 
 
 def _draw_split(config: ConfigDict, split: str) -> dict[str, np.ndarray]:

@@ -3,9 +3,10 @@ import struct
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from cnn_jax.data import mnist
+from cnn_jax.data import mnist, prepare
 
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = mnist.FILES
 
@@ -173,3 +174,35 @@ def test_validation_and_train_must_not_be_empty(tmp_path, num_validation):
 
 def test_refuses_an_unknown_split(tmp_path):
     refuses(tmp_path, "unknown split 'val'", split="val")
+
+
+def test_from_where_it_was_prepared_the_run_is_the_same(tmp_path):
+    arrays, files = fixture()
+    folder = write(tmp_path / "set", files)
+    prepare.run("mnist", folder, tmp_path / "out", None)
+    for split in ("train", "validation", "test"):
+        one, other = source(folder, split), source(tmp_path / "out", split)
+        np.testing.assert_array_equal(one.arrays["image"], other.arrays["image"])
+        np.testing.assert_array_equal(one.arrays["label"], other.arrays["label"])
+        assert one.info == other.info
+    read = tfds.builder_from_directory(str(tmp_path / "out" / "cnn_jax_mnist" / "1.0.0"))
+    assert read.info.features["image"].shape == (28, 28, 1)  # without our border
+    test = read.as_data_source("test")
+    np.testing.assert_array_equal(np.stack([e["image"] for e in test])[..., 0], arrays[TEST_IMAGES])
+
+
+def test_a_directory_with_neither_names_the_command(tmp_path):
+    refuses(tmp_path, r"holds no prepared mnist; this prepares it: \./launch\.sh prepare mnist", FileNotFoundError)
+
+
+def test_prepare_refuses_what_a_run_would(tmp_path):
+    _, files = fixture()
+    short = {**files, TEST_IMAGES: idx(pictures(20, 1, side=27)[0])}
+    for found, error, message in (
+        (files | {TRAIN_LABELS: files[TRAIN_LABELS][:-1]}, ValueError, "cut short: expected 68 bytes"),
+        ({name: data for name, data in files.items() if name != TEST_LABELS}, FileNotFoundError, "no such file"),
+        (short, ValueError, r"train and test pictures are of different sizes"),
+    ):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(error, match=message):
+            mnist.builder(write(folder, found), data_dir=tmp_path)

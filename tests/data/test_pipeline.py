@@ -93,7 +93,7 @@ def test_threads_that_share_a_pipeline_do_not_mix_up_their_epochs():
 
     def trace(frame, event, argument):
         nonlocal inside
-        if frame.f_code.co_filename != module.__file__ or frame.f_code.co_name != "indices":
+        if frame.f_code.co_filename != module.__file__ or frame.f_code.co_name != "_examples":
             return None if event == "call" else trace
         if event == "line" and not inside:
             inside = True

@@ -78,6 +78,14 @@ def test_array_source_refuses(change, message):
         ArraySource({**arrays(), **change}, INFO)
 
 
+def test_labels_of_steps_may_be_minus_one_and_no_less():
+    label = np.array([[0, -1], [2, 1]], np.int32)
+    np.testing.assert_array_equal(ArraySource({"label": label}, INFO)[0]["label"], [0, -1])
+    for wrong in (-2, 3):
+        with pytest.raises(ValueError, match=rf"^toy: labels must lie in -1\.\.2.*got .*{wrong}"):
+            ArraySource({"label": np.where(label == 2, wrong, label)}, INFO)
+
+
 @pytest.mark.parametrize("empty", [{}, {name: array[:0] for name, array in arrays().items()}])
 def test_array_source_refuses_to_be_empty(empty):
     with pytest.raises(ValueError, match="at least one example"):
@@ -128,6 +136,12 @@ def test_channel_statistics_equal_numpys():
     assert all(type(value) is float and round(value, 4) == value for value in got["mean"] + got["std"])
     black_and_white = np.repeat(np.array([0, 255], np.uint8), 2).reshape(1, 2, 2, 1)
     assert channel_statistics(black_and_white) == {"mean": (0.5,), "std": (0.5,)}
+
+
+@pytest.mark.parametrize("size", [(35,), (5, 7, 1)])
+def test_channel_statistics_of_signals_and_volumes(size):
+    images = np.random.default_rng(0).integers(0, 256, (50, 7, 5, 3), dtype=np.uint8)
+    assert channel_statistics(images.reshape(50, *size, 3)) == channel_statistics(images)
 
 
 def test_channel_statistics_refuse_a_constant_channel():
