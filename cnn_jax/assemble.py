@@ -4,26 +4,34 @@ All that a config can get wrong is said here, in one line, before any work is do
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import sharding
+from cnn_jax.analysis.input_size import check_size
 from cnn_jax.data.augment import make_augment
+from cnn_jax.data.pipeline import gather
 from cnn_jax.data.source import SPLITS, Source, SourceInfo
-from cnn_jax.evaluate import normalize_batch
+from cnn_jax.data.views import make_views
+from cnn_jax.evaluate import Evaluator, normalize_batch
 from cnn_jax.optim import Optimizer, make_optimizer
 from cnn_jax.records import LARGEST
 from cnn_jax.resolve import first_line, nearest, resolve
 from cnn_jax.step import TrainState, init_state
 from cnn_jax.task import Task
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+# A module's fields that config.model sets elsewhere, the variant's row, and flax's own.
+NO_OVERRIDES = {"parent", "name", "num_classes", "dtype", "row"}
 
 
 @dataclass(frozen=True)
@@ -39,14 +47,24 @@ class Parts:
     groups: tuple[str, ...]  # top-level parameter groups, in the order of the forward pass
     steps_per_epoch: int
     num_steps: int
+    init_from_data: Callable[[PyTree, Array], PyTree] | None  # the model's, where config.init asks for it
+    make_optimizer: Callable[..., Optimizer]  # (config.optim, numbers=...) -> an optimiser for this network and length
+
+    def of_member(self, config: ConfigDict) -> "Parts":
+        """The parts of a run that differs in its seed and in numbers of the optimiser and the task. Raises ValueError."""
+        check_config(config)
+        task = resolve(config.task, "config.task", "make_task").make_task(config, self.task.module)
+        return replace(self, config=config, task=task, optimizer=self.make_optimizer(config.optim))
 
     def root_key(self) -> Array:
         return jax.random.key(self.config.seed)
 
     def init_state(self) -> TrainState:
-        """The state before the first step, on every device; a pure function of the seed."""
+        """The state before the first step, on every device; a pure function of the seed, and of the data where config.init
+        has the model look at them."""
 
-        return jax.jit(self._init_state, out_shardings=sharding.replicated(self.mesh))(self.root_key())
+        images = () if self.init_from_data is None else (self._first_images(),)
+        return jax.jit(self._init_state, out_shardings=sharding.replicated(self.mesh))(self.root_key(), *images)
 
     def abstract_state(self) -> TrainState:
         """The state's shapes, types and shardings."""
@@ -55,15 +73,38 @@ class Parts:
         shapes = jax.eval_shape(self._init_state, self.root_key())
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
 
-    def _init_state(self, key: Array) -> TrainState:
+    def _init_state(self, key: Array, images: Array | None = None) -> TrainState:
         variables = init_variables(self.task.module, key, self.info.image_shape)
-        return init_state(variables, self.optimizer.tx, self.config.optim.ema_decay > 0)
+        if images is not None:
+            images = normalize_batch({"image": images}, self.info.preprocessing)["image"]
+            variables = {**variables, "params": self.init_from_data(variables["params"], images)}
+        optim = self.config.optim
+        return init_state(
+            variables,
+            self.optimizer.tx,
+            optim.ema_decay > 0,
+            scale_loss=self.config.model.dtype == "float16",
+            use_lookahead=optim.get("lookahead_every_steps", 0) > 0,
+        )
+
+    def _first_images(self) -> np.ndarray:
+        """The training pictures that `init_from_data` sees, as they lie in the source, neither augmented nor normalised."""
+        if not self.sources:
+            raise ValueError("config.init.data_images: the first weights need the data set; a record does not suffice")
+        return gather(self.sources["train"], np.arange(self.config.init.data_images))["image"]
+
+    def evaluator(self) -> Evaluator:
+        """The exact pass that `config.eval` describes."""
+        return Evaluator(self.task, self.info.preprocessing, self.mesh, make_views(self.config.eval))
 
     def loss_fn(self) -> Any:
         """The task's loss on pictures as they lie in the source: augmented, then normalised, inside the program."""
-        augment, preprocessing = make_augment(self.config), self.info.preprocessing
+        preprocessing = self.info.preprocessing
+        augment = make_augment(self.config, mean=preprocessing.get("mean"))
 
         def loss_fn(params, model_state, batch, rngs):
+            params = self.optimizer.stop_frozen(params, batch["step"])
+            batch = {**batch, "epoch": batch["step"] // self.steps_per_epoch}
             batch = normalize_batch(augment(rngs["augment"], batch), preprocessing)
             return self.task.loss_fn(params, model_state, batch, {"dropout": rngs["dropout"]})
 
@@ -71,7 +112,7 @@ class Parts:
 
 
 def init_variables(module: Any, key: Array, image_shape: tuple[int, ...]) -> PyTree:
-    """A module's variables for pictures of `image_shape`."""
+    """A module's variables for inputs of `image_shape`."""
     return module.init({"params": key}, jnp.zeros((1, *image_shape), jnp.float32), train=False)
 
 
@@ -86,6 +127,8 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None, *, record: dict[str, 
     if record is None:
         sources = make_sources(config.data)
         info, num_train = sources["train"].info, len(sources["train"])
+        if config.optim.schedule == "plateau" and "validation" not in sources:
+            raise ValueError("config.optim.schedule='plateau' follows a validation, and config.data holds none out")
     else:
         sources, info, num_train = {}, recorded_info(record), record["dataset"]["num_train"]
     module = build_model(config.model, num_classes=len(info.classes), image_shape=info.image_shape)
@@ -98,24 +141,72 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None, *, record: dict[str, 
     groups: list[str] = []
 
     def init(key: Array) -> PyTree:
-        params = init_variables(module, key, info.image_shape)["params"]
-        groups.extend(params)  # in the order of the forward pass, which shapes alone forget
-        return params
+        variables = init_variables(module, key, info.image_shape)
+        groups.extend(variables["params"])  # in the order of the forward pass, which shapes alone forget
+        return variables
 
-    params = jax.eval_shape(init, jax.random.key(0))
-    optimizer = make_optimizer(config.optim, params=params, steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-    make_augment(config)
+    variables = jax.eval_shape(init, jax.random.key(0))
+    optimizer_of = partial(
+        make_optimizer,
+        params=variables["params"],
+        steps_per_epoch=steps_per_epoch,
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        freeze=config.get("freeze"),
+    )
+    optimizer = optimizer_of(config.optim)
+    first = _init_from_data(config, num_train)
+    make_augment(config, info.image_shape, info.preprocessing.get("mean"))
+    _check_views(config, module, variables, info.image_shape)
     made = task.make_task(config, module)
-    return Parts(config, mesh, info, sources, made, optimizer, tuple(groups), steps_per_epoch, num_steps)
+    return Parts(
+        config, mesh, info, sources, made, optimizer, tuple(groups), steps_per_epoch, num_steps, first, optimizer_of
+    )
+
+
+def _init_from_data(config: ConfigDict, num_train: int) -> Callable[[PyTree, Array], PyTree] | None:
+    """The model's `init_from_data` where config.init asks for it, as data_images above 0. ValueError where it cannot be."""
+    num = config.init.data_images if "init" in config else 0
+    if not num:
+        return None
+    if type(num) is not int or not 0 < num <= num_train:
+        raise ValueError(f"config.init.data_images={num} must lie in 0 .. {num_train}, the training examples; 0 is off")
+    paper = resolve(config.model.name, "config.model.name", "VARIANTS")
+    if not hasattr(paper, "init_from_data"):
+        raise ValueError(
+            f"config.init.data_images={num}: {config.model.name} has no weights that come of data; set it to 0"
+        )
+    return paper.init_from_data
+
+
+def _check_views(config: ConfigDict, module: Any, variables: PyTree, image_shape: tuple[int, ...]) -> None:
+    """Raises ValueError where a network made for pictures of `image_shape` cannot take those of later epochs or of views."""
+    side_px = config.data.get("eval_image_px", 0)
+    shape = (side_px, side_px, image_shape[-1]) if side_px else image_shape
+    views = make_views(config.eval, shape)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    groups = [image] if views is None else jax.eval_shape(lambda image: [g[:, 0] for g in views(image)], image)
+    later = [jax.ShapeDtypeStruct((1, px, px, shape[-1]), jnp.float32) for _, px in config.data.get("size_epochs", ())]
+    for group in (*groups, *later):
+        if group.shape[1:] == tuple(image_shape):
+            continue
+        try:
+            jax.eval_shape(lambda variables, image: module.apply(variables, image, train=False), variables, group)
+        except Exception as error:
+            raise ValueError(
+                f"a network made for pictures of {tuple(image_shape)} cannot take {group.shape[1:]} "
+                f"({first_line(error)}); set config.data.eval_image_px, config.data.size_epochs or config.eval.view_px"
+            ) from error
 
 
 def make_sources(data: ConfigDict) -> dict[str, Source]:
-    """The three splits of `config.data`."""
+    """The three splits of `config.data`; no validation where it has no examples."""
     dataset = resolve(data.name, "config.data.name", "make_source")
     try:
-        return {split: dataset.make_source(data, split) for split in SPLITS}
+        made = {split: dataset.make_source(data, split) for split in SPLITS}
     except (AttributeError, KeyError) as error:  # ConfigDict's word for a field that the recipe forgot
         raise ValueError(f"config.data lacks what {data.name} asks for: {first_line(error)}") from error
+    return {split: source for split, source in made.items() if source is not None}
 
 
 def recorded_info(record: dict[str, Any]) -> SourceInfo:
@@ -130,7 +221,10 @@ def recorded_info(record: dict[str, Any]) -> SourceInfo:
 
 
 def build_model(model: ConfigDict, *, num_classes: int, image_shape: tuple[int, ...] | None = None) -> Any:
-    """The module of `config.model`. Raises ValueError for an unknown name, variant, dtype or override."""
+    """The module of `config.model`, for inputs of `image_shape` where that is given.
+
+    Raises ValueError for an unknown name, variant, dtype or override, no classes, or inputs that it cannot take.
+    """
     paper = resolve(model.name, "config.model.name", "VARIANTS")
     if model.variant not in paper.VARIANTS:
         known = ", ".join(paper.VARIANTS)
@@ -140,15 +234,45 @@ def build_model(model: ConfigDict, *, num_classes: int, image_shape: tuple[int, 
         )
     if model.dtype not in DTYPES:
         raise ValueError(f"config.model.dtype={model.dtype!r} must be one of {', '.join(DTYPES)}")
-    shape = paper.VARIANTS[model.variant].input_shape
-    if image_shape is not None and tuple(image_shape) != tuple(shape):
-        raise ValueError(
-            f"{model.name}:{model.variant} takes pictures of {shape} (H, W, C); the data set gives {image_shape}"
-        )
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes} must be at least 1")
+    overrides = dict(model.overrides)
+    native = tuple(paper.VARIANTS[model.variant].input_shape)
+    if overrides:
+        _check_overrides(model.name, paper, model.variant, overrides)
+    options = {"num_classes": num_classes, "dtype": DTYPES[model.dtype], **overrides}
     try:
-        return paper.build(model.variant, num_classes=num_classes, dtype=DTYPES[model.dtype], **model.overrides)
-    except TypeError as error:
-        raise ValueError(f"config.model.overrides={dict(model.overrides)}: {error}") from None
+        module = paper.build(model.variant, **options)
+        if overrides:
+            jax.eval_shape(lambda key: init_variables(module, key, image_shape or native), jax.random.key(0))
+    except Exception as error:
+        if not overrides:
+            raise
+        raise ValueError(f"config.model.overrides={overrides}: {first_line(error)}") from error
+    if image_shape is not None and tuple(image_shape) != native:
+        if len(image_shape) != len(native):
+            raise ValueError(f"{model.name}:{model.variant} takes inputs like {native}; these are {tuple(image_shape)}")
+        check_size(module, tuple(image_shape), native)
+    return module
+
+
+def _check_overrides(name: str, paper: Any, variant: str, overrides: dict[str, Any]) -> None:
+    """Raises ValueError for a field that the network has not, or a value of another type than the field's own."""
+    plain = paper.build(variant)
+    named = set(signature(paper.build).parameters) - {"variant", "overrides"}
+    known = sorted((named | {field.name for field in fields(plain)}) - NO_OVERRIDES)
+    for key, value in overrides.items():
+        if key not in known:
+            raise ValueError(
+                f"config.model.overrides={overrides}: {key!r} is no field of {name}{nearest(key, known)}; "
+                f"it has: {', '.join(known)}"
+            )
+        own = getattr(plain, key, None)
+        takes = (int, float) if type(own) is float else type(own)
+        if own is not None and (not isinstance(value, takes) or isinstance(value, bool) != isinstance(own, bool)):
+            raise ValueError(
+                f"config.model.overrides.{key}={value!r} must be of type {type(own).__name__}, as its default {own!r}"
+            )
 
 
 def check_config(config: ConfigDict) -> None:
@@ -174,6 +298,7 @@ def check_config(config: ConfigDict) -> None:
     check_numbers(config, "config.")
     check("seed", lambda seed: 0 <= seed < 2**32, "lie in 0 .. 2^32 - 1")
     check("batch_size", lambda size: size >= 1, "be at least 1")
+    check("accumulate_steps", lambda parts: parts >= 1, "be at least 1")
     check("num_epochs", lambda epochs: epochs > 0, "be above 0")
     check("driver", lambda name: name in ("auto", "streamed", "resident"), "be auto, streamed or resident")
     check("steps_per_dispatch", lambda steps: steps >= 0, "be at least 0 (0 chooses by platform)")

@@ -1,6 +1,25 @@
-"""Image classification: softmax cross-entropy, smoothed if asked; top-1, top-5, loss and confusions, counted exactly."""
+"""Image classification: cross-entropy of one choice, or of each class by itself; top-1, top-5, loss, confusions, exactly.
+
+Losses (`config.loss`), each against a target t in [0, 1] a class:
+  softmax   - sum over classes of t log softmax(logits)
+  sigmoid   the mean over classes of the binary cross-entropy of t and sigmoid(logits), as in R. Wightman, H. Touvron,
+            H. Jegou, "ResNet strikes back", 2021, https://arxiv.org/abs/2110.00476, section 2.2 (timm takes this mean)
+
+The target is 1 for the label, else 0; of a mixed picture (`label_other`, `label_share`) the shares of its two labels. With
+`label_threshold` classes of a larger share count 1, all others 0. Last comes smoothing, (1 - s) t + s / K. So softmax of a
+mixed picture is share CE(label) + (1 - share) CE(other).
+
+Auxiliary classifiers, the maps "aux1", "aux2", ... of a network in training, add their losses times `aux_weight`: 0.3 in
+C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 5.
+
+`loss_reduction="sum"` differentiates the sum over the batch (of all parts of an accumulated one) in place of the mean, so
+that a step grows with its batch; what is recorded is the mean all the same.
+
+Views of a picture are averaged as probabilities, or as logits with `eval.view_average="logits"`.
+"""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,50 +30,100 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 from scipy import stats
 
-from cnn_jax.task import Task
+from cnn_jax.data.views import average_views, view_weights
+from cnn_jax.fields import BELOW_ONE, NOT_NEGATIVE, check_fields, invalid, one_of
+from cnn_jax.task import Batch, Task
 
 
 def make_task(config: ConfigDict, module: nn.Module) -> Task:
-    """The task of `config` (reads `label_smoothing`) on a module that returns `(logits, feats)`.
+    """The task of `config` (the fields above, `label_smoothing`, `aux_weight`) on a module of `(logits, feats)`.
 
     The batch's `image` is (N, H, W, C), float, normalised; its `label` (N,), integer. A batch without labels gets its
-    probabilities predicted, one with labels what scoring needs.
-    Raises ValueError for a `label_smoothing` outside [0, 1).
+    probabilities predicted (of sigmoid, of each class by itself), one with labels what scoring needs: its loss is the
+    training's of logits and label alone, without smoothing. In training a picture may be mixed of two: where there are
+    `label_other` (N,) and `label_share` (N,), the share of `label`, loss and accuracy are the two labels' in those shares.
+    A batch's own `label_smoothing`, a scalar, stands for the config's.
+    Raises ValueError for a field that is out of range.
     """
     smoothing = config.label_smoothing
     if not 0.0 <= smoothing < 1.0:
         raise ValueError(f"config.label_smoothing={smoothing} must lie in [0, 1)")
+    check_fields(config, "", {"loss": one_of(*LOSSES), "label_threshold": BELOW_ONE, "aux_weight": NOT_NEGATIVE})
+    if config.label_threshold and config.loss == "softmax":
+        raise invalid(config, "", "label_threshold", "must be 0 where config.loss='softmax', which makes one choice")
+    reduction, view_config = config.get("loss_reduction", "mean"), config.get("eval", ConfigDict())
+    if reduction not in ("mean", "sum"):
+        raise invalid(config, "", "loss_reduction", "must be 'mean' or 'sum'")
+    parts = config.get("accumulate_steps", 1)
+    weights, on_logits = view_weights(view_config), view_config.get("view_average") == "logits"
+    to_probabilities, to_logits = PROBABILITIES[config.loss]
+    losses, threshold, aux_weight = LOSSES[config.loss], config.label_threshold, config.aux_weight
 
     def loss_fn(params, model_state, batch, rngs):
         # Losses are taken in float32 whatever the model computes in: bfloat16 has 8 bits for a sum over classes.
-        (logits, _), new_model_state = module.apply(
+        (logits, feats), new_model_state = module.apply(
             {"params": params, **model_state}, batch["image"], train=True, rngs=rngs, mutable=list(model_state)
         )
         logits = logits.astype(jnp.float32)
-        loss = jnp.mean(smoothed_cross_entropy(logits, batch["label"], smoothing))
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"], dtype=jnp.float32)
-        return loss, (new_model_state, {"loss": loss, "accuracy": accuracy})
+        target = target_of(batch, logits.shape[-1], threshold, batch.get("label_smoothing", smoothing))
+        loss = jnp.mean(losses(logits, target))
+        if aux_weight:
+            for name in sorted(name for name in feats if name.startswith("aux")):
+                loss += aux_weight * jnp.mean(losses(feats[name].astype(jnp.float32), target))
+        hit = (jnp.argmax(logits, -1) == batch["label"]).astype(jnp.float32)
+        if "label_other" in batch:
+            share, other = batch["label_share"], jnp.argmax(logits, -1) == batch["label_other"]
+            hit = share * hit + (1 - share) * other
+        accuracy = jnp.mean(hit)
+        total = loss * (len(logits) * parts) if reduction == "sum" else loss
+        return total, (new_model_state, {"loss": loss, "accuracy": accuracy})
 
     def predict_fn(variables, batch):
-        logits, _ = module.apply(variables, batch["image"], train=False)
-        logits = logits.astype(jnp.float32)
+        def logits_of(image):
+            return module.apply(variables, image, train=False)[0].astype(jnp.float32)
+
+        if "views" in batch and on_logits:
+            logits = average_views(logits_of, batch["views"], weights)
+        elif "views" in batch:
+            mean = average_views(lambda image: to_probabilities(logits_of(image)), batch["views"], weights)
+            logits = to_logits(mean)
+        else:
+            logits = logits_of(batch["image"])
         if "label" not in batch:
-            return {"probabilities": jax.nn.softmax(logits)}
+            return {"probabilities": to_probabilities(logits)}
         return {
             "predicted": jnp.argmax(logits, -1).astype(jnp.int32),
-            "loss": smoothed_cross_entropy(logits, batch["label"], 0.0),
+            "loss": losses(logits, jax.nn.one_hot(batch["label"], logits.shape[-1])),
             "rank": rank_of_label(logits, batch["label"]),
         }
 
     return Task(module, loss_fn, predict_fn, functools.partial(score, num_classes=module.num_classes))
 
 
-def smoothed_cross_entropy(
-    logits: Float[Array, "n k"], label: Int[Array, " n"], smoothing: float
-) -> Float[Array, " n"]:
-    """Cross-entropy in nats against (1 - smoothing) on the label and smoothing / K on every class (Szegedy et al. 2016)."""
-    target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, target)
+def target_of(batch: Batch, num_classes: int, threshold: float | int, smoothing: Any) -> Float[Array, "n k"]:
+    """What the losses compare with: of label or labels, thresholded, smoothed (Szegedy et al. 2016)."""
+    target = jax.nn.one_hot(batch["label"], num_classes)
+    if "label_other" in batch:
+        share = batch["label_share"][:, None]
+        target = share * target + (1 - share) * jax.nn.one_hot(batch["label_other"], num_classes)
+    if threshold:
+        target = (target > threshold).astype(jnp.float32)
+    return optax.smooth_labels(target, smoothing)
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "n k"], target: Float[Array, "n k"]) -> Float[Array, " n"]:
+    """The mean over classes of -t log sigmoid(x) - (1 - t) log(1 - sigmoid(x))."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, target), axis=-1)
+
+
+TINY = float(jnp.finfo(jnp.float32).tiny)  # the least probability: a view's softmax may underflow to 0
+# (logits, target) -> (N,)
+LOSSES = {"softmax": optax.softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+# From logits to probabilities, and back.
+PROBABILITIES = {
+    "softmax": (jax.nn.softmax, lambda p: jnp.log(jnp.maximum(p, TINY))),
+    "sigmoid": (jax.nn.sigmoid, lambda p: jnp.log(jnp.maximum(p, TINY)) - jnp.log(jnp.maximum(1 - p, TINY))),
+}
 
 
 def rank_of_label(logits: Float[Array, "n k"], label: Int[Array, " n"]) -> Int[Array, " n"]:

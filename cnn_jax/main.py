@@ -1,10 +1,7 @@
 """The verbs. `./launch.sh VERB ...` runs `python -m cnn_jax.main VERB ...`; heavy imports wait until a verb needs them."""
 
 import argparse
-import ast
-import functools
 import glob
-import importlib.util
 import os
 import re
 import signal
@@ -16,16 +13,21 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cnn_jax.recipe import (
+    OVERRIDE_OF_MODEL,
+    UsageError,
+    load_config,
+    member_values,
+    parse_literal,
+    split_members,
+)
+
 ROOT = Path(__file__).resolve().parent.parent  # configs/, experiments/ and runs/ belong to a clone
 
 OVERRIDES = """
 CONFIG is a recipe, e.g. configs/lenet_digits.py; what follows a colon is its argument (CONFIG:key=value,key=value).
 Any field of it can be set: --config.seed=1 --config.optim.lr=0.05 --config.optim.step_epochs='(30, 60)'
 """
-
-
-class UsageError(Exception):
-    """A command line that cannot be understood: exit code 2."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,7 +69,15 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", required=True, type=workdir, metavar="DIR", help="where the run is kept, and resumed"
     )
-    train.usage = "%(prog)s [-h] [--debug] CONFIG[:ARG] --workdir=DIR [--config.KEY=VALUE ...]"
+    train.add_argument(
+        "--plan",
+        metavar="PLAN",
+        help="of members: auto (measured), turns, unrolled, map, vmap, devices",
+    )
+    train.usage = (
+        "%(prog)s [-h] [--debug] CONFIG[:ARG] --workdir=DIR [--config.KEY=VALUE ...]\n"
+        "       %(prog)s CONFIG[:ARG] --workdir=DIR --members.KEY=VALUE,VALUE,... [--plan=PLAN]"
+    )
     evaluate = add("evaluate", "scores a run on a whole split, every example once")
     evaluate.add_argument("workdir", type=Path, metavar="DIR")
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
@@ -79,6 +89,29 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("workdir", type=Path, metavar="DIR")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     predict.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    analyze = add("analyze", "a network as its paper's table: maps, parameters, multiply-adds, receptive fields")
+    analyze.add_argument(
+        "model", nargs="?", metavar="MODEL[:VARIANT]", help="e.g. resnet:50; without a variant its first"
+    )
+    analyze.add_argument("--format", default="table", choices=("table", "json"))
+    analyze.add_argument("--size_px", type=int, metavar="N", help="square inputs of N pixels in place of the paper's")
+    analyze.add_argument("--num_classes", type=int, metavar="N", help="in place of the paper's")
+    analyze.add_argument("--compare", action="store_true", help="all networks side by side")
+    analyze.add_argument("--plot", type=Path, metavar="FILE", help="with --compare: accuracy against complexity, drawn")
+    analyze.add_argument("--write_docs", action="store_true", help="writes docs/architectures.md and .svg anew")
+    analyze.usage = (
+        "%(prog)s [-h] [--debug] MODEL[:VARIANT] [--format=table,json] [--size_px=N] [--num_classes=N]"
+        " [--config.model.overrides.KEY=VALUE ...]\n"
+        "       %(prog)s --compare [--format=table,json] [--plot=FILE]\n"
+        "       %(prog)s --write_docs"
+    )
+    prepare = add("prepare", "downloads a data set, or takes your originals, and writes it for fast reading by index")
+    prepare.add_argument("dataset", metavar="DATASET", help="e.g. cifar10, imagenet, image_folder")
+    prepare.add_argument("--source", type=workdir, metavar="PATH", help="originals; without it they are downloaded")
+    prepare.add_argument("--dir", type=workdir, metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    prepare.add_argument(
+        "--short_side", type=int, metavar="N", help="reduces larger pictures to it, as JPEG, quality 90"
+    )
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
     test.epilog = "Further arguments go to pytest, e.g. -k lenet."
@@ -91,11 +124,12 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test"):
+        if rest and args.verb not in ("train", "test", "analyze"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        return {"train": train, "evaluate": evaluate, "predict": predict, "test": test}.get(args.verb, demo)(args, rest)
+        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, prepare, test)}
+        return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -144,83 +178,24 @@ def configure_jax() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def load_config(config: str, overrides: list[str]) -> Any:
-    """The config of `FILE[:ARG]` with `--config.key=value` overrides. Raises UsageError, FileNotFoundError, ValueError."""
-    from ml_collections import ConfigDict
-
-    from cnn_jax.resolve import first_line, nearest
-    from cnn_jax.workdir import flat
-
-    path, _, arg = config.partition(":")
-    recipe = load_recipe(Path(path))
-    try:
-        value = recipe.get_config(arg or None)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path}: get_config: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(value, ConfigDict):
-        raise ValueError(f"{path}: get_config gives {type(value).__name__}; it must give the ConfigDict of base()")
-    fields = flat(value)
-    for override in overrides:
-        if not override.startswith("--config."):
-            raise UsageError(f"unknown argument {override!r}; a field is set by --config.KEY=VALUE")
-        key, equals, text = override.removeprefix("--config.").partition("=")
-        if key not in fields:
-            raise UsageError(f"{path} has no field config.{key}{nearest(key, fields)}")
-        if not equals:
-            raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE")
-        *sections, last = key.split(".")
-        section = functools.reduce(lambda section, name: section[name], sections, value)
-        section[last] = parse_value(f"--config.{key}", text, section[last])
-    return value
-
-
-def parse_value(flag: str, text: str, default: Any) -> Any:
-    """The value that `text` spells, of the type of the field's default. Raises UsageError."""
-    kind = type(default)
-    try:
-        if kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if kind is not tuple:
-            return kind(text)
-        value = tuple(ast.literal_eval(text))
-        if any(isinstance(item, str) != isinstance(default[0], str) for item in value if default):
-            raise ValueError
-        return value
-    except (KeyError, ValueError, TypeError, SyntaxError, MemoryError):
-        like = f", like {default!r}" if kind is tuple and default else {bool: ", true or false"}.get(kind, "")
-        raise UsageError(f"{flag}={text} must be of type {kind.__name__}{like}") from None
-
-
-def load_recipe(path: Path) -> Any:
-    """A config file as a module; `configs` is importable from it."""
-    names = (path, path.with_suffix(".py")) if path.name else ()
-    found = next((p for name in names for p in (name, ROOT / name) if p.is_file()), None)
-    if found is None:
-        from cnn_jax.resolve import nearest
-
-        known = [f"configs/{p.name}" for p in sorted((ROOT / "configs").glob("*.py")) if p.stem != "common"]
-        raise FileNotFoundError(f"no config {path}{nearest(str(path), known)}; there are: {', '.join(known)}")
-    sys.path.insert(0, str(ROOT))  # first, lest another directory's `configs` be taken for ours
-    spec = importlib.util.spec_from_file_location(f"configs.{found.stem}", found)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{found} is not Python: a config is a .py file with get_config(arg)")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        where = f"{found}, line {error.lineno}" if error.lineno else f"{found} is not Python"
-        raise ValueError(f"{where}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{found} does not load: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"{found} has no get_config(arg); see configs/lenet_digits.py")
-    return module
-
-
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
     """`train CONFIG --workdir=DIR`."""
+    overrides, grid = split_members(overrides)
     config = load_config(args.config, overrides)
+    if grid:
+        return _train_population(config, member_values(config, grid), args)
+    if args.plan:
+        raise UsageError("--plan is for several members: add --members.seed=0,1,2")
     _train(config, args.workdir)
+    return 0
+
+
+def _train_population(config: Any, grid: dict[str, list], args: argparse.Namespace) -> int:
+    configure_jax()
+    from cnn_jax.population import run
+    from cnn_jax.summary import population_summary
+
+    print(population_summary(run(config, grid, args.workdir, args.plan or "auto"), args.workdir))
     return 0
 
 
@@ -245,12 +220,15 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
     configure_jax()
     import json
 
-    from cnn_jax.evaluate import Evaluator
     from cnn_jax.summary import scores
     from cnn_jax.workdir import load_run
 
     run = load_run(args.workdir, args.checkpoint, data_dir=args.data_dir)
-    evaluator = Evaluator(run.parts.task, run.parts.info.preprocessing, run.parts.mesh)
+    if args.split not in run.parts.sources:
+        raise ValueError(
+            f"{args.workdir} was trained without a {args.split} split; it has {', '.join(run.parts.sources)}"
+        )
+    evaluator = run.parts.evaluator()
     metrics = evaluator.evaluate(run.variables, run.parts.sources[args.split], args.batch_size)
     for warning in run.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -279,10 +257,66 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def analyze(args: argparse.Namespace, rest: list[str]) -> int:
+    """`analyze MODEL[:VARIANT]`, `analyze --compare`, `analyze --write_docs`."""
+    import json
+
+    overrides = {}
+    for override in rest:
+        key, equals, text = override.removeprefix("--config.").partition("=")
+        if not override.startswith(f"--config.{OVERRIDE_OF_MODEL}") or not equals:
+            raise UsageError(f"unknown argument {override!r}; see ./launch.sh analyze --help")
+        overrides[key.removeprefix(OVERRIDE_OF_MODEL)] = parse_literal(text)
+    if [args.compare, args.write_docs, bool(args.model)].count(True) != 1:
+        raise UsageError(
+            "analyze needs one of MODEL[:VARIANT], --compare and --write_docs; see ./launch.sh analyze --help"
+        )
+    if args.plot is not None and (not args.compare or not args.plot.name):
+        raise UsageError("--plot=FILE goes with --compare, and names a file")
+    of_one = [args.size_px, args.num_classes]
+    if not args.model and (overrides or any(value is not None for value in of_one)):
+        raise UsageError("--size_px, --num_classes and --config.model.overrides go with MODEL, not with all networks")
+    from cnn_jax import architecture_docs, architecture_plot, architectures
+    from cnn_jax.analysis.table import render
+
+    if args.write_docs or args.compare:
+        if args.plot:
+            architecture_plot.check_plot_path(args.plot)
+        print("counting every network takes a minute or two", file=sys.stderr)
+    if args.write_docs:
+        architecture_docs.write_docs()
+        print(f"written: {architecture_docs.DOCUMENT}")
+        return 0
+    if args.compare:
+        rows = architectures.comparison()
+        print(json.dumps(rows) if args.format == "json" else architectures.render_comparison(rows))
+        if args.plot:
+            architecture_plot.plot_comparison(rows, args.plot)
+            print(f"drawn: {args.plot}", file=sys.stderr)
+        return 0
+    description = architectures.analyze(
+        args.model, size_px=args.size_px, num_classes=args.num_classes, overrides=overrides
+    )
+    print(json.dumps(description) if args.format == "json" else render(description))
+    return 0
+
+
+def prepare(args: argparse.Namespace, rest: list[str]) -> int:
+    """`prepare DATASET`."""
+    from cnn_jax.data.prepare import run
+
+    run(args.dataset, args.source, args.dir, args.short_side)
+    return 0
+
+
 def test(args: argparse.Namespace, rest: list[str]) -> int:
     """`test [--full] [PYTEST ARGS]`; the exit code is pytest's."""
-    marks = [] if args.full else ["-m", "not full"]
-    return subprocess.run([sys.executable, "-m", "pytest", *marks, *rest], cwd=ROOT).returncode
+    options = [] if args.full else ["-m", "not full"]
+    if (
+        not rest
+    ):  # all of it: a core for each of up to four processes, which begin with an equal share and then help out
+        options += ["-n", str(min(len(os.sched_getaffinity(0)), 4)), "--dist", "worksteal"]
+    return subprocess.run([sys.executable, "-m", "pytest", *options, *rest], cwd=ROOT).returncode
 
 
 def _leave(signum: int, frame: Any) -> NoReturn:

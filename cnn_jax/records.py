@@ -218,7 +218,7 @@ class Progress:
         parts += [f"{name} {value:.4f}" for name, value in values.items()]
         if rate:
             parts += [
-                f"{rate * self._examples_per_step:,.0f} images/s",
+                f"{rate * self._examples_per_step:,.0f} examples/s",
                 f"{_clock((self._num_steps - step) / rate)} left",
             ]
         line = "  ".join(parts)

@@ -27,12 +27,14 @@ def split_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
 
 
-def check_divides(field: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError where the devices do not divide a batch."""
-    if batch_size % mesh.size:
-        below = batch_size - batch_size % mesh.size
-        sizes = f"{below} or {below + mesh.size}" if below else f"{mesh.size}"
-        raise ValueError(f"{field}={batch_size} does not divide among {mesh.size} devices; take {sizes}")
+def check_divides(field: str, batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
+    """Raises ValueError where the devices do not divide a batch, or each of its `num_parts` equal parts."""
+    unit = mesh.size * num_parts
+    if batch_size % unit:
+        below = batch_size - batch_size % unit
+        sizes = f"{below} or {below + unit}" if below else f"{unit}"
+        parts = f" in {num_parts} parts (config.accumulate_steps)" if num_parts > 1 else ""
+        raise ValueError(f"{field}={batch_size} does not divide among {mesh.size} devices{parts}; take {sizes}")
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> slice:

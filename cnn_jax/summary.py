@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,32 @@ def summary(record: dict[str, Any], workdir: Path) -> str:
     """The end of a run: its score on the test split, where it lies, and what may come next."""
     shown = shlex.quote(str(os.path.relpath(workdir) if Path(workdir).is_relative_to(Path.cwd()) else workdir))
     timing, examples = record["timing"], record["dataset"]["num_train"]
-    rate = f"  {timing['examples_per_s']:,.0f} images/s" if timing.get("examples_per_s") else ""
+    rate = f"  {timing['examples_per_s']:,.0f} examples/s" if timing.get("examples_per_s") else ""
+    are_pictures = len(record["input_shape"]) == 3
+    kind = "pictures" if are_pictures else "examples"
     return "\n".join(
         [
-            f"\ntest split ({record['num_params']:,} parameters, {examples:,} training pictures{rate})",
+            f"\ntest split ({record['num_params']:,} parameters, {examples:,} training {kind}{rate})",
             scores(record["metrics"], record["classes"]),
             f"\nThe run lies in {shown}. Next:",
-            f"  ./launch.sh evaluate {shown} --split=validation",
-            f"  ./launch.sh predict {shown} PICTURE...",
+            f"  ./launch.sh evaluate {shown} --split={'validation' if record['dataset'].get('num_validation') else 'train'}",
+            *([f"  ./launch.sh predict {shown} PICTURE..."] if are_pictures else []),
             *([f"  .venv/bin/tensorboard --logdir {shown}"] if (Path(workdir) / "tensorboard").is_dir() else []),
         ]
     )
+
+
+def population_summary(records: dict[str, dict[str, Any]], workdir: Path) -> str:
+    """The end of a population: each member's score on the test split, their mean and spread, and where they lie."""
+    shown = shlex.quote(str(os.path.relpath(workdir) if Path(workdir).is_relative_to(Path.cwd()) else workdir))
+    width, lines, scores = max(map(len, records)), [f"\ntest split, {len(records)} members in {shown}"], []
+    for name, record in records.items():
+        if record["status"] == "finished":
+            scores.append(record["metrics"]["accuracy"])
+            lines.append(f"  {name:{width}}  accuracy {scores[-1]:.2%}  loss {record['metrics']['loss']:.4f}")
+        else:
+            lines.append(f"  {name:{width}}  {record['status']} at step {record['step']:,}")
+    if len(scores) > 1:
+        lines.append(f"mean {statistics.mean(scores):.2%}, standard deviation {statistics.stdev(scores):.2%}")
+    lines.append(f"\nEach is a run: ./launch.sh evaluate {shown}/{next(iter(records))}")
+    return "\n".join(lines)

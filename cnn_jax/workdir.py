@@ -18,7 +18,7 @@ from cnn_jax.assemble import Parts, assemble
 from cnn_jax.checkpoint import Checkpoints
 
 # A run may go on under another value of these: they change how long it is and what it tells, or where its data lie.
-MAY_CHANGE = re.compile(r"num_epochs|log\..*|data\.dir")
+MAY_CHANGE = re.compile(r"num_epochs|log\..*|data\.dir|input\..*")
 
 
 def new_record(parts: Parts) -> dict[str, Any]:
@@ -115,7 +115,8 @@ def load_run(
         restore = checkpoints.restore_best if which == "best" else checkpoints.restore_newest
         restored = restore(parts.abstract_state())
     if restored is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet")
+        validated = " that was validated; take the newest" if which == "best" else ""
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet{validated}")
     return TrainedRun(parts, record, restored.step, restored.state.eval_variables, restored.warnings)
 
 

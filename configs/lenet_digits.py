@@ -18,7 +18,7 @@ def get_config(arg=None):
     config.optim.weight_decay = 5e-4
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0
-    config.augment = dict(max_shift_px=2.0, max_rotation_deg=15.0, max_shear_deg=10.0, scale_range=(0.85, 1.15))
+    config.augment.update(max_shift_px=2.0, max_rotation_deg=15.0, max_shear_deg=10.0, scale_range=(0.85, 1.15))
     config.eval.every_epochs = 4.0
     config.checkpoint.every_epochs = 10.0
     return config

@@ -20,6 +20,6 @@ def get_config(arg=None):
     config.optim.weight_decay = 5e-4
     config.optim.schedule = "cosine"
     config.optim.warmup_epochs = 1.0
-    config.augment = dict(max_shift_px=2.0, max_rotation_deg=10.0, max_shear_deg=0.0, scale_range=(0.9, 1.1))
+    config.augment.update(max_shift_px=2.0, max_rotation_deg=10.0, scale_range=(0.9, 1.1))
     config.log.every_steps = 100
     return config

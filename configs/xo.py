@@ -1,16 +1,17 @@
-"""LeNet-5 on drawn pictures of X and O: moved, scaled, turned, heavier. Seconds on a laptop.
+"""LeNet-5, or the X/O network, on drawn pictures of X and O: moved, scaled, turned, heavier. Seconds on a laptop.
 
-./launch.sh train configs/lenet_xo.py --workdir=runs/lenet_xo
+./launch.sh train configs/xo.py --workdir=runs/lenet_xo
+./launch.sh train configs/xo.py:xonet --workdir=runs/xonet_xo
 """
 
 from configs.common import base, parse
 
 
 def get_config(arg=None):
-    parse(arg)
+    network = parse(arg, network="lenet").network
     config = base()
-    config.model.name = "models.lenet"
-    config.model.variant = "modern"
+    config.model.name = f"models.{network}"
+    config.model.variant = {"lenet": "modern", "xonet": "drawn"}.get(network, "")
     config.data = dict(
         name="data.xo",
         data_seed=0,
