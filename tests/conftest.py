@@ -2,7 +2,12 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Eight devices on few cores: programs that are dispatched ahead of one another may take the threads that a sum over the
+# devices waits for, on a busy machine for ever; XLA ends the process after 40 s of that.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 

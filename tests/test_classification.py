@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 
 from cnn_jax.classification import (
+    LOSSES,
     largest_confusions,
     make_task,
     rank_of_label,
     score,
-    smoothed_cross_entropy,
+    sigmoid_cross_entropy,
+    target_of,
     wilson_interval,
 )
+from cnn_jax.data.views import make_views
 from configs.common import base
 
 NAN = float("nan")
@@ -33,11 +36,19 @@ def slow_ranks(logits, label) -> list[int]:
     return ranks
 
 
+def smoothed_cross_entropy(logits, label, smoothing):
+    return LOSSES["softmax"](logits, target_of({"label": label}, logits.shape[-1], 0.0, smoothing))
+
+
 class Scores(nn.Module):
-    """A linear map of the picture's pixels, so that logits can be set by hand; it keeps its input in `dtype`."""
+    """A linear map of the picture's pixels, so that logits can be set by hand; it keeps its input in `dtype`.
+
+    With `use_aux` three auxiliary maps: a third of the logits, minus the logits, and one that is no classifier.
+    """
 
     num_classes: int = 3
     dtype: object = jnp.float32
+    use_aux: bool = False
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -46,13 +57,23 @@ class Scores(nn.Module):
         if train:
             seen.value = seen.value + x.shape[0]
         logits = x.reshape(x.shape[0], -1).astype(self.dtype) @ kernel.astype(self.dtype)
-        return logits, {}
+        return logits, {"aux1": logits / 3, "aux2": -logits, "pool5": logits} if self.use_aux else {}
 
 
-def task_of(smoothing=0.0, **options):
+def task_of(smoothing=0.0, loss="softmax", threshold=0.0, aux_weight=0.3, **options):
     config = base()
-    config.label_smoothing = smoothing
+    config.label_smoothing, config.loss, config.label_threshold = smoothing, loss, threshold
+    config.aux_weight = aux_weight
     return make_task(config, Scores(**options))
+
+
+def training_loss(task, **batch):
+    """The loss and the accuracy in training on LOGITS."""
+    batch = {"image": as_image(LOGITS), **jax.tree.map(jnp.asarray, batch)}
+    variables = task.module.init(jax.random.key(0), batch["image"], train=False)
+    loss, (_, metrics) = task.loss_fn(variables["params"], {"batch_stats": variables["batch_stats"]}, batch, {})
+    assert loss.shape == () and float(metrics["loss"]) == float(loss)
+    return float(loss), float(metrics["accuracy"])
 
 
 def as_image(logits):
@@ -218,6 +239,103 @@ def test_loss_fn_means_over_the_batch_and_passes_on_the_models_state(smoothing):
     assert float(state["batch_stats"]["seen"]) == 3
 
 
+MIXED = {
+    "label": LABEL,
+    "label_other": np.array([0, 2, 1], np.int32),
+    "label_share": np.array([0.75, 0.5, 0.1], np.float32),
+}
+
+
+def binary(logits, target):
+    """Binary cross-entropy in float64, averaged over the classes."""
+    return -(target * log_expit(logits) + (1 - target) * log_expit(-logits)).mean(-1)
+
+
+def test_sigmoid_loss_by_hand():
+    # At logit 0 either answer costs log 2; log 2 says yes with 2/3, log 5 with 5/6.
+    loss = sigmoid_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(np.eye(3, dtype=np.float32)[LABEL]))
+    np.testing.assert_allclose(loss[0], (math.log(3) + math.log(6 / 5) + math.log(2)) / 3, rtol=1e-6)
+    np.testing.assert_allclose(loss[1], math.log(2), rtol=1e-6)
+    np.testing.assert_allclose(training_loss(task_of(loss="sigmoid"), label=LABEL)[0], np.mean(loss), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_sigmoid_loss_equals_scipys(scale):
+    rng = np.random.default_rng(1)
+    logits, target = (scale * rng.normal(size=(40, 7))).astype(np.float32), rng.uniform(size=(40, 7)).astype(np.float32)
+    loss = jax.jit(sigmoid_cross_entropy)(jnp.asarray(logits), jnp.asarray(target))
+    np.testing.assert_allclose(loss, binary(logits.astype(np.float64), target), rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "smoothing", "rows"),
+    [
+        (0.0, 0.0, [[0.25, 0.75, 0], [0, 0, 1], [0.1, 0.9, 0]]),  # equal labels add up to 1
+        (0.2, 0.0, [[1, 1, 0], [0, 0, 1], [0, 1, 0]]),
+        (0.2, 0.3, [[0.8, 0.8, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1]]),  # smoothed after the threshold
+        (0.0, 0.3, [[0.275, 0.625, 0.1], [0.1, 0.1, 0.8], [0.17, 0.73, 0.1]]),
+    ],
+)
+def test_targets_of_mixed_pictures_by_hand(threshold, smoothing, rows):
+    target = target_of(jax.tree.map(jnp.asarray, MIXED), 3, threshold, smoothing)
+    assert target.dtype == jnp.float32
+    np.testing.assert_allclose(target, rows, rtol=1e-6, atol=1e-7)
+    loss, _ = training_loss(task_of(smoothing, "sigmoid", threshold), **MIXED)
+    np.testing.assert_allclose(loss, binary(LOGITS.astype(np.float64), np.array(rows)).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_softmax_of_mixed_pictures_is_the_mean_over_labels_in_their_shares(smoothing):
+    first, other = (
+        smoothed_cross_entropy(jnp.asarray(LOGITS), MIXED[name], smoothing) for name in ("label", "label_other")
+    )
+    share = MIXED["label_share"]
+    loss, accuracy = training_loss(task_of(smoothing), **MIXED)
+    np.testing.assert_allclose(loss, np.mean(share * first + (1 - share) * other), rtol=1e-6)
+    # argmax is 1, 0, 0: the first label of the first picture, no label of the second, the first of the third.
+    np.testing.assert_allclose(accuracy, (0.75 + 0 + 0.1) / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("aux_weight", [0.3, 0.0])
+def test_auxiliary_losses_are_weighted_and_of_the_same_kind(kind, aux_weight):
+    task = task_of(0.1, kind, aux_weight=aux_weight, use_aux=True)
+    target = np.asarray(target_of(jax.tree.map(jnp.asarray, MIXED), 3, 0.0, 0.1), np.float64)
+    logits = LOGITS.astype(np.float64)
+    of = binary if kind == "sigmoid" else lambda x, t: -(t * log_softmax(x, 1)).sum(1)
+    expected = of(logits, target) + aux_weight * (of(logits / 3, target) + of(-logits, target))
+    np.testing.assert_allclose(training_loss(task, **MIXED)[0], expected.mean(), rtol=1e-5)
+
+
+def test_sigmoid_predicts_each_class_by_itself_and_scores_without_smoothing():
+    task = task_of(0.3, "sigmoid", threshold=0.2)
+    variables = task.module.init(jax.random.key(0), as_image(LOGITS), train=False)
+    np.testing.assert_allclose(
+        task.predict_fn(variables, {"image": as_image(LOGITS)})["probabilities"], expit(LOGITS), rtol=1e-6
+    )
+    got = task.predict_fn(variables, {"image": as_image(LOGITS), "label": jnp.asarray(LABEL)})
+    np.testing.assert_allclose(got["loss"], binary(LOGITS.astype(np.float64), np.eye(3)[LABEL]), rtol=1e-6)
+    assert got["predicted"].tolist() == [1, 0, 0] and got["rank"].tolist() == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(loss="hinge"), "config.loss='hinge': must be one of 'softmax', 'sigmoid'"),
+        (dict(loss="sigmoid", threshold=1.0), "config.label_threshold=1.0: must be a number in [0, 1)"),
+        (
+            dict(threshold=0.2),
+            "config.label_threshold=0.2: must be 0 where config.loss='softmax', which makes one choice",
+        ),
+        (dict(aux_weight=-0.3), "config.aux_weight=-0.3: must be a number not below 0"),
+    ],
+)
+def test_bad_losses_are_refused(options, message):
+    with pytest.raises(ValueError) as error:
+        task_of(**options)
+    assert str(error.value) == message
+
+
 def test_predict_fn_with_labels_gives_what_scoring_needs():
     task = task_of(0.3)  # smoothing is for training: the loss that is reported is the plain one
     batch = {"image": as_image(LOGITS), "label": jnp.asarray(LABEL)}
@@ -251,3 +369,49 @@ def test_losses_and_probabilities_are_float32_of_a_bfloat16_model():
     np.testing.assert_allclose(loss, np.mean(got["loss"]), rtol=1e-6)
     probabilities = task.predict_fn(variables, {"image": batch["image"]})["probabilities"]
     np.testing.assert_allclose(probabilities, softmax(logits, 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_sum_over_a_batch_is_differentiated_and_its_mean_told(parts):
+    """A part of an accumulated batch counts as many times as there are parts, whose gradients' mean is taken."""
+    config = base()
+    config.loss_reduction, config.label_smoothing, config.accumulate_steps = "sum", 0.2, parts
+    task = make_task(config, Scores())
+    batch = {"image": as_image(LOGITS), "label": jnp.zeros(len(LOGITS), jnp.int32)}
+    variables = task.module.init(jax.random.key(0), batch["image"], train=False)
+    loss, (_, metrics) = task.loss_fn(variables["params"], {"batch_stats": variables["batch_stats"]}, batch, {})
+    mean, _ = training_loss(task_of(0.2), label=batch["label"])
+    np.testing.assert_allclose(loss, parts * len(LOGITS) * mean, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-6)
+    config.loss_reduction = "product"
+    with pytest.raises(ValueError, match=r"^config\.loss_reduction='product': must be 'mean' or 'sum'"):
+        make_task(config, Scores())
+
+
+@pytest.mark.parametrize("views", ["mirror", "mirror_shift"])
+def test_views_are_averaged_as_probabilities_or_as_logits(views):
+    """Of a picture of one row of three pixels, its scores themselves; mirrored, the scores turned round."""
+    config = base()
+    config.eval.views = views
+    image = np.float32([[[[2.0], [0.5], [-3.0]]] * 3])  # three equal rows: reflection has something to reflect
+    groups = make_views(config.eval)(image)
+    weights = [1 / 2, 1 / 2] if views == "mirror" else [1 / 4, 1 / 8, 1 / 8] * 2
+    shown = np.asarray(groups[0])[0, :, 0, :, 0].astype(np.float64)
+
+    class FirstRow(Scores):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return x[:, 0, :, 0], {}
+
+    for average in ("probabilities", "logits"):
+        config.eval.view_average = average
+        task = make_task(config, FirstRow())
+        batch = {"views": groups, "label": jnp.zeros(1, jnp.int32)}
+        told = task.predict_fn({}, batch)
+        if average == "logits":
+            log_mean = log_softmax(weights @ shown)
+        else:
+            log_mean = np.log(weights @ softmax(shown, 1))
+        np.testing.assert_allclose(told["loss"], -log_mean[0], rtol=1e-5)
+        probabilities = task.predict_fn({}, {"views": groups})["probabilities"]
+        np.testing.assert_allclose(probabilities[0], np.exp(log_mean), rtol=1e-5)

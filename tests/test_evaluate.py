@@ -1,5 +1,6 @@
 """An evaluation cannot miscount: any batch size, any number of devices, any number of processes."""
 
+import dataclasses
 import functools
 import json
 import socket
@@ -8,6 +9,7 @@ import sys
 import textwrap
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,8 +17,10 @@ from cnn_jax import sharding
 from cnn_jax.assemble import build_model, init_variables
 from cnn_jax.classification import make_task
 from cnn_jax.data.source import ArraySource, SourceInfo
-from cnn_jax.evaluate import Evaluator
+from cnn_jax.data.views import make_views
+from cnn_jax.evaluate import Evaluator, normalize_batch
 from configs.common import base
+from tests.data.test_encoded import encoded_source
 from tests.processes import ROOT, process_environment
 
 N, NUM_CLASSES = 37, 10
@@ -49,6 +53,34 @@ def evaluator(devices: int) -> Evaluator:
 def score(batch_size: int, devices: int) -> dict:
     variables = sharding.put_replicated(task_and_variables()[1], sharding.make_mesh(jax.devices()[:devices]))
     return evaluator(devices).evaluate(variables, source(), batch_size)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_ten_crops_are_the_mean_of_ten_predictions(loss):
+    config = base()
+    config.model.name, config.model.variant, config.loss = "models.lenet", "modern", loss
+    config.eval.update(views="ten", view_px=32)
+    module = build_model(config.model, num_classes=NUM_CLASSES)
+    task, variables = make_task(config, module), task_and_variables()[1]
+    rng = np.random.default_rng(6)
+    info = SourceInfo("noise", tuple("0123456789"), (38, 36, 1), {"mean": (0.5,), "std": (0.25,)}, "none")
+    image, label = rng.integers(0, 256, (5, 38, 36, 1), dtype=np.uint8), np.arange(5, dtype=np.int32)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    batch = {"mask": np.ones(5, bool), "image": image, "label": label}
+    got = Evaluator(task, info.preprocessing, mesh, make_views(config.eval)).predict(variables, batch)
+
+    x = (image / np.float32(255) - 0.5) / 0.25
+    crops = [x[:, i : i + 32, j : j + 32] for i, j in ((0, 0), (0, 4), (6, 0), (6, 4), (3, 2))]
+    crops += [crop[:, :, ::-1] for crop in crops]
+    to_probabilities = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[loss]
+    mean = np.mean(
+        [to_probabilities(module.apply(variables, jnp.asarray(crop), train=False)[0]) for crop in crops], axis=0
+    )
+    np.testing.assert_array_equal(got["predicted"], mean.argmax(1))
+    own = mean[np.arange(5), label].astype(float)
+    rest = np.log1p(-mean.astype(float)).sum(1) - np.log1p(-own)
+    expected = -np.log(own) if loss == "softmax" else -(np.log(own) + rest) / NUM_CLASSES
+    np.testing.assert_allclose(got["loss"], expected, rtol=1e-4)
 
 
 def by_numpy() -> dict:
@@ -99,6 +131,26 @@ def test_every_batch_size(devices):
         test_any_batch_size_on_any_number_of_devices(batch_size, devices)
 
 
+def test_a_sequence_is_what_the_model_takes_already():
+    batch = {"sequence": np.ones((2, 3, 4), np.float32)}
+    assert normalize_batch(batch, {}) is batch
+
+
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_files_are_decoded_as_for_evaluation_and_normalised(devices):
+    files = encoded_source(23, "test")
+    task = dataclasses.replace(
+        task_and_variables()[0],
+        predict_fn=lambda variables, batch: {"mean": jnp.mean(batch["image"], (1, 2, 3))},
+        score=dict,
+    )
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    got = Evaluator(task, files.info.preprocessing, mesh).evaluate({}, files, 10)
+    expected = [(files.picture(i, None).mean() / 255 - 0.5) / 0.25 for i in range(23)]
+    np.testing.assert_allclose(got["mean"], expected, atol=1e-5)
+    np.testing.assert_array_equal(got["label"], files.labels)
+
+
 def test_poll_is_asked_before_each_batch_and_may_stop():
     polls = []
 
@@ -125,7 +177,7 @@ PROCESS = """
 """
 
 
-@pytest.mark.parametrize("batch_size", [5, 37])
+@pytest.mark.parametrize("batch_size", [5, pytest.param(37, marks=pytest.mark.full)])
 def test_two_processes_of_two_devices_count_as_one(batch_size):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -2,21 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax.main import load_config, main
+from cnn_jax.main import main
 from tests.processes import ROOT, run_cnn_jax
 
 DIGITS = "configs/lenet_digits.py"
-XO = "configs/lenet_xo.py"
+XO = "configs/xo.py"
 SHORT = ("--config.num_epochs=1", "--config.data.num_train=100", "--config.log.use_tensorboard=false")
 
 
@@ -206,7 +208,7 @@ def test_debug_brings_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["", "train", "evaluate", "predict", "test"])
+@pytest.mark.parametrize("verb", ["", "train", "evaluate", "predict", "prepare", "test"])
 def test_help_comes_at_once(verb):
     started = time.process_time(), os.times().children_user
     result = run_cnn_jax(*verb.split(), "--help")
@@ -233,6 +235,7 @@ def test_a_wrong_command_line_exits_with_2(arguments):
     assert result.returncode == 2 and "Traceback" not in result.stderr and result.stderr
 
 
+@pytest.mark.full
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tmp_path):
     """The limit on the size of a file stands in for the disk: writing past it fails likewise, with another number."""
     limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
@@ -248,17 +251,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tmp_path):
     assert len(errors) == 1 and str(tmp_path) in errors[0], result.stderr
     result = run_cnn_jax(*arguments)
     assert result.returncode == 0, result.stderr
-
-
-def test_overrides_are_read_by_the_type_of_their_field():
-    config = load_config(
-        DIGITS,
-        ["--config.optim.lr=1", "--config.optim.step_epochs=(30, 60)", "--config.log.use_tensorboard=False",
-         "--config.optim.decay_kinds=('kernel', 'bias')", "--config.model.variant=modern", "--config.num_epochs=2.5"],
-    )  # fmt: skip
-    assert isinstance(config.optim.lr, float) and config.optim.lr == 1.0 and config.num_epochs == 2.5
-    assert config.optim.step_epochs == (30, 60) and config.optim.decay_kinds == ("kernel", "bias")
-    assert config.log.use_tensorboard is False
 
 
 def test_an_empty_workdir_is_refused(capsys):
@@ -314,6 +306,7 @@ def test_the_current_directory_is_not_imported(tmp_path):
     assert done.returncode == 2 and "has no field config.nothing" in done.stderr, done.stderr
 
 
+@pytest.mark.full
 def test_predict_needs_no_data_and_evaluate_takes_data_that_moved(tmp_path):
     import gzip
     import struct
@@ -340,6 +333,7 @@ def test_predict_needs_no_data_and_evaluate_takes_data_that_moved(tmp_path):
     assert run_cnn_jax("evaluate", tmp_path / "run").returncode == 0  # the record knows where they lie now
 
 
+@pytest.mark.full
 def test_a_half_written_entry_of_the_compilation_cache_is_mended(tmp_path):
     arguments = ["train", XO, *SHORT]
     cache = tmp_path / "cache"
@@ -351,3 +345,155 @@ def test_a_half_written_entry_of_the_compilation_cache_is_mended(tmp_path):
         done = run_cnn_jax(*arguments, f"--workdir={tmp_path / workdir}", **environment)
         assert done.returncode == 0 and "compilation cache" not in done.stderr, done.stderr
     assert all(entry.stat().st_size > 40 for entry in cache.glob("*-cache"))
+
+
+def test_analyze_prints_the_table_or_json(capsys):
+    assert main(["analyze", "lenet"]) == 0
+    assert "lenet:modern, input 32x32x1" in capsys.readouterr().out
+    assert main(["analyze", "models.resnet:cifar8", "--format=json", "--config.model.overrides.width=4"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert description["variant"] == "cifar8" and description["layers"][0]["output_shape"] == [32, 32, 4]
+    assert main(["analyze", "resnet:cifar8", "--size_px=64", "--num_classes=3", "--format=json"]) == 0
+    description = json.loads(capsys.readouterr().out)
+    assert description["input_shape"] == [64, 64, 3] and description["layers"][-1]["output_shape"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["resnt"], 1, ("no model 'resnt'", "did you mean 'resnet'")),
+        (["resnet:51"], 1, ("no variant '51'", "did you mean '50'")),
+        (["lenet", "--num_classes=0"], 1, "num_classes=0 must be at least 1"),
+        (["lenet", "--size_px=0"], 1, "size_px=0 must lie in 1..32768"),
+        (["lenet", "--size_px=28"], 1, ("C5 ran out of pixels", "32x32")),
+        (["resnet:cifar8", "--config.model.overrides.widht=4"], 1, ("'widht' is no field", "did you mean 'width'")),
+        (["resnet:cifar8", "--config.model.overrides.width=1.5"], 1, "overrides.width=1.5 must be of type int, as its"),
+        (["resnet:cifar8", "--config.model.overrides.width=true"], 1, "overrides.width=True must be of type int"),
+        (["resnet:cifar8", "--config.model.overrides.remat=yes"], 1, "overrides.remat='yes' must be of type bool"),
+        (["resnet:cifar8", "--config.model.overrides.row=3"], 1, "'row' is no field of models.resnet"),
+        (["resnet:cifar8", "--config.model.overrides.name=x"], 1, "'name' is no field of models.resnet"),
+        (["rnn:parity", "--config.model.overrides.hidden=0"], 1, "hidden=0: must be at least 1"),
+        (["resnet:18", "--size_px=100000"], 1, "size_px=100000 must lie in 1..32768"),
+        (["--compare", "--plot="], 2, "--plot=FILE goes with --compare, and names a file"),
+        (["--compare", "--size_px=3"], 2, "go with MODEL, not with all networks"),
+        (["--write_docs", "--config.model.overrides.width=3"], 2, "go with MODEL, not with all networks"),
+        (["lenet", "--config.seed=4"], 2, "unknown argument '--config.seed=4'"),
+        (["lenet", "--sise_px=28"], 2, "unknown argument '--sise_px=28'"),
+        (["lenet", "--format=yaml"], 2, "yaml"),
+        (["lenet", "--compare"], 2, "one of MODEL[:VARIANT], --compare"),
+        ([], 2, "one of MODEL[:VARIANT], --compare"),
+        (["lenet", "--plot=x.png"], 2, "--plot=FILE goes with --compare"),
+    ],
+)
+def test_analyze_refuses_in_one_line(capsys, arguments, code, says):
+    fails(capsys, "analyze", *arguments, code=code, says=says)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of pictures in two classes."""
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 12), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(num):
+                pixels = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+                picture = Image.fromarray(pixels).resize((50, 40), Image.Resampling.BICUBIC)
+                picture.save(tmp_path / "pets" / split / name / f"{i}.jpg")
+    return tmp_path / "pets"
+
+
+def test_prepare_shows_what_it_did_and_repeats_in_peace(pets, tmp_path):
+    arguments = ("prepare", "image_folder", f"--source={pets}", f"--dir={tmp_path / 'out'}", "--short_side=32")
+    done = run_cnn_jax(*arguments)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert re.match(r"train: 24 images written, [\d,]+ images/s", lines[0])
+    assert "class       train  validation" in lines and "train: 24 images in 2 classes, 12 each" in lines
+    path = tmp_path / "out" / "cnn_jax_image_folder" / "pets_short_side_32" / "1.0.0"
+    assert lines[-1].endswith(f" MB; a recipe finds it by --config.data.dir={path}")
+    assert (path / "dataset_info.json").exists()
+    again = run_cnn_jax(*arguments)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+def test_prepare_interrupted_says_so_and_goes_on(pets, tmp_path):
+    """The signal comes while the validation pictures are read."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; read, calls = Path.read_bytes, []; "
+        "stop = lambda: calls.append(1) or len(calls) == 28 and os.kill(os.getpid(), signal.SIGINT); "
+        "Path.read_bytes = lambda path: stop() or read(path); from cnn_jax.main import main; sys.exit(main())"
+    )
+    arguments = ["prepare", "image_folder", f"--source={pets}", f"--dir={tmp_path / 'out'}"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr == "interrupted by SIGINT; everything is saved, the same command goes on from here\n"
+    assert not list((tmp_path / "out").rglob("dataset_info.json"))
+    done = run_cnn_jax(*arguments)
+    assert done.returncode == 0 and "train: going on after 24 images" in done.stdout
+    assert len(list((tmp_path / "out").rglob("dataset_info.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["cifar1"], 1, ("no data set 'cifar1'", "did you mean 'cifar10'")),
+        (["xo"], 1, "xo needs no preparing"),
+        (["imagenet"], 1, ("imagenet cannot be downloaded", "image-net.org", "--source=PATH")),
+        (["cifar10", "--source=/nowhere"], 1, "/nowhere does not exist"),
+        (["cifar10", "--source="], 2, "empty"),
+        (["cifar10", "--short_side=big"], 2, "big"),
+        (["image_folder", "--source={pets}", "--short_side=0"], 1, "--short_side=0 must be at least 1"),
+        (["cifar10", "--source={pets}"], 1, ("pets holds", "it is no cifar10")),
+        (["cifar10", "--sorce=x"], 2, "--sorce=x"),
+        ([], 2, "DATASET"),
+    ],
+)
+def test_prepare_refuses_in_one_line(capsys, pets, tmp_path, arguments, code, says):
+    arguments = [argument.format(pets=pets) for argument in arguments]
+    fails(capsys, "prepare", *arguments, f"--dir={tmp_path / 'out'}", code=code, says=says)
+
+
+def test_a_run_on_what_is_not_prepared_names_the_command(capsys, tmp_path):
+    arguments = ("train", "configs/lenet_mnist.py", f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}")
+    fails(capsys, *arguments, says=f"./launch.sh prepare mnist --source=PATH --dir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], ["-m", "not full", "-n", "2", "--dist", "worksteal"]),
+        (["-k", "lenet"], ["-m", "not full", "-k", "lenet"]),
+        (["--full"], ["-n", "2", "--dist", "worksteal"]),
+        (["--full", "-x"], ["-x"]),
+    ],
+)
+def test_the_verb_test_hands_its_arguments_to_pytest(monkeypatch, arguments, options):
+    called = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(subprocess, "run", lambda command, cwd: called.append(command) or SimpleNamespace(returncode=5))
+    assert main(["test", *arguments]) == 5
+    assert called == [[sys.executable, "-m", "pytest", *options]]
+
+
+def test_a_population_is_one_command(capsys, tmp_path):
+    arguments = [
+        "train",
+        "configs/xo.py",
+        "--config.num_epochs=1",
+        "--config.data.num_train=200",
+        "--members.seed=0..1",
+    ]
+    assert main([*arguments, f"--workdir={tmp_path / 'both'}", "--plan=turns"]) == 0
+    told = capsys.readouterr().out
+    assert "test split, 2 members in" in told and "seed1" in told and "mean" in told
+    assert main(["evaluate", str(tmp_path / "both" / "seed1")]) == 0
+
+
+def test_members_are_refused_in_one_line(capsys, tmp_path):
+    where = f"--workdir={tmp_path / 'run'}"
+    fails(capsys, "train", "configs/xo.py", where, "--plan=map", code=2, says="--plan is for several members")
+    fails(capsys, "train", "configs/xo.py", where, "--members.batch_size=1,2", says="cannot differ in 'batch_size'")
+    fails(
+        capsys, "train", "configs/xo.py", where, "--members.seed=0..1", "--plan=mpa", says="--plan=mpa must be auto or"
+    )

@@ -1,97 +1,20 @@
-"""The optimiser against numpy restatements of PyTorch's and AlexNet's rules, and against numbers worked out by hand."""
+"""The optimiser against numpy restatements of its rules, PyTorch's to LAMB, and against numbers worked out by hand."""
 
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from optax.contrib import ReduceLROnPlateauState
 
-from cnn_jax.optim import current_lr, describe_schedule_change, init_ema, make_optimizer
-
-BASE = dict(
-    name="sgd",
-    lr=0.1,
-    momentum=0.9,
-    use_nesterov=False,
-    momentum_form="pytorch",
-    weight_decay=0.0,
-    decay_kinds=("kernel",),
-    clip_norm=0.0,
-    schedule="constant",
-    warmup_epochs=0.0,
-    step_epochs=(),
-    step_factor=0.1,
-    final_lr_factor=0.0,
-    plateau_factor=0.5,
-    plateau_patience_evals=2,
-    plateau_min_delta=0.01,
-    ema_decay=0.0,
-    adam_b1=0.9,
-    adam_b2=0.999,
-    adam_eps=1e-8,
-)
-NAMES = {"conv1": ("kernel", "bias"), "bn1": ("scale", "bias")}
-NUM_STEPS = 20
-
-
-@struct.dataclass
-class State:
-    step: Any
-    params: Any
-    model_state: Any
-    opt_state: Any
-    ema: Any
-
-
-def make(*, params=None, steps_per_epoch=10, num_steps=100, **changes):
-    params = draw(0) if params is None else params
-    return make_optimizer(
-        ConfigDict(BASE | changes), params=params, steps_per_epoch=steps_per_epoch, num_steps=num_steps
-    )
-
-
-def draw(seed, dtype=jnp.float32):
-    """A tree of a layer with kernel (3, 4) and bias (4,) and one with scale (4,) and bias (4,)."""
-    rng = np.random.default_rng(seed)
-    return {
-        layer: {name: jnp.asarray(rng.normal(size=(3, 4) if name == "kernel" else 4), dtype) for name in names}
-        for layer, names in NAMES.items()
-    }
-
-
-def begin(optimizer, params, model_state=None, ema=None):
-    return State(jnp.zeros((), jnp.int32), params, model_state or {}, optimizer.tx.init(params), ema)
-
-
-def walk(optimizer, num_steps=NUM_STEPS):
-    """The parameters after each of `num_steps` steps with random gradients; start and gradients in numpy."""
-    params, grads = draw(0), [draw(seed + 1) for seed in range(num_steps)]
-    numpy = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, grads))
-    opt_state, walked = optimizer.tx.init(params), []
-    for grad in grads:
-        updates, opt_state = optimizer.tx.update(grad, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        walked.append(params)
-    return walked, *numpy
-
-
-def assert_follows(walked, start, grads, rule, decay_kinds=("kernel",)):
-    """Each leaf equals `rule(w, its gradients, decays)`, the list of its values after each step, to 1e-6."""
-    for layer, names in NAMES.items():
-        for name in names:
-            expected = rule(start[layer][name], [grad[layer][name] for grad in grads], name in decay_kinds)
-            actual = [params[layer][name] for params in walked]
-            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6, err_msg=f"{layer}/{name}")
+from cnn_jax.averages import init_averages
+from cnn_jax.optim import LATER, current_lr, make_optimizer
+from tests.optimizers import BASE, NAMES, assert_follows, begin, draw, make, plateau_of, walk
 
 
 def torch_sgd(rates, momentum, weight_decay, nesterov):
@@ -142,6 +65,40 @@ def torch_adamw(rates, b1, b2, eps, weight_decay):
     return rule
 
 
+def lars(rates, momentum, weight_decay, form):
+    """You, Gitman, Ginsburg 2017, algorithm 1 ("alexnet"); the same trust ratio before PyTorch's momentum."""
+
+    def rule(w, grads, adapts):
+        v, values = 0.0, []
+        for lr, g in zip(rates, grads, strict=True):
+            if adapts:
+                norms = [np.sqrt(np.sum(x**2)) for x in (w, g)]
+                g = 0.001 * norms[0] / (norms[1] + weight_decay * norms[0]) * (g + weight_decay * w)
+            v = momentum * v + (lr if form == "alexnet" else 1) * g
+            w = w - (1 if form == "alexnet" else lr) * v
+            values.append(w)
+        return values
+
+    return rule
+
+
+def lamb(rates, b1, b2, eps, weight_decay):
+    """You et al. 2020, algorithm 2, phi(z) = z; plain Adam where nothing is adapted."""
+
+    def rule(w, grads, adapts):
+        m = v = 0.0
+        values = []
+        for t, (lr, g) in enumerate(zip(rates, grads, strict=True), start=1):
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * g**2
+            r = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps) + weight_decay * adapts * w
+            w = w - lr * r * (np.sqrt(np.sum(w**2) / np.sum(r**2)) if adapts else 1)
+            values.append(w)
+        return values
+
+    return rule
+
+
 # Schedules over 20 steps of 10 an epoch, and the rates that they mean for a height of 1.
 SCHEDULES = {
     "constant": (dict(schedule="constant"), [1.0] * 20),
@@ -180,6 +137,75 @@ def test_adamw_follows_pytorch_at_its_defaults():
     assert_follows(*walk(optimizer), torch_adamw([1e-3] * 20, 0.9, 0.999, 1e-8, 0.01))
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("form", ["pytorch", "alexnet"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_lars_follows_its_paper(schedule, form, weight_decay):
+    changes, rates = SCHEDULES[schedule]
+    options = dict(num_steps=20, lr=5.0, weight_decay=weight_decay, momentum_form=form)
+    optimizer = make(name="lars", decay_kinds=("kernel", "scale"), **options, **changes)
+    rule = lars([5.0 * rate for rate in rates], 0.9, weight_decay, form)
+    assert_follows(*walk(optimizer), rule, ("kernel", "scale"), tolerance=1e-5)  # where nothing adapts it goes far
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_lamb_follows_its_paper(schedule, weight_decay):
+    changes, rates = SCHEDULES[schedule]
+    options = dict(num_steps=20, lr=0.02, weight_decay=weight_decay, adam_b2=0.99, adam_eps=1e-3)
+    rule = lamb([0.02 * rate for rate in rates], 0.9, 0.99, 1e-3, weight_decay)
+    assert_follows(*walk(make(name="lamb", **options, **changes)), rule)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+@pytest.mark.parametrize("zero", ["gradient", "parameter"])
+def test_layerwise_rates_are_1_where_a_norm_is_0(name, zero):
+    params = {"fc1": {"kernel": jnp.full((2, 2), 0.0 if zero == "parameter" else 3.0)}}
+    grads = {"fc1": {"kernel": jnp.full((2, 2), 0.0 if zero == "gradient" else 4.0)}}
+    tx = make(params=params, name=name, momentum=0.0).tx
+    updates, _ = tx.update(grads, tx.init(params), params)
+    step = {"lars": -0.1 * 4, "lamb": -0.1}[name] if zero == "parameter" else 0.0  # Adam's first step is a sign
+    np.testing.assert_allclose(updates["fc1"]["kernel"], step, rtol=1e-5)
+
+
+def test_groups_scale_rate_and_decay_and_the_first_that_matches_decides():
+    params, zeros = draw(0), jax.tree.map(jnp.zeros_like, draw(0))
+    groups = (("conv1/kernel", 1, 0.5), (".*/bias", 2.0, 0.0), ("bn1/.*", 0.0, 3.0))  # Caffe's biases; bn1/scale frozen
+    factors = {"conv1/kernel": (1, 0.5), "conv1/bias": (2, 0), "bn1/scale": (0, 3), "bn1/bias": (2, 0)}
+    for form in ("pytorch", "alexnet"):
+        tx = make(momentum=0.9, momentum_form=form, weight_decay=0.2, decay_kinds=("scale",), groups=groups).tx
+        opt_state = tx.init(params)
+        decayed, opt_state = tx.update(zeros, opt_state, params)
+        moved, _ = tx.update(draw(1), opt_state, zeros)
+        for name, (lr, decay) in factors.items():
+            layer, leaf = name.split("/")
+            w, g = params[layer][leaf], draw(1)[layer][leaf]
+            np.testing.assert_allclose(decayed[layer][leaf], -0.1 * lr * 0.2 * decay * w, rtol=1e-6, err_msg=name)
+            expected = -0.1 * lr * (g + 0.9 * 0.2 * decay * w)
+            np.testing.assert_allclose(moved[layer][leaf], expected, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars"])
+def test_groups_hold_for_every_rule(name):
+    """A factor of 2 doubles a step; a decay of 0 leaves adapting out; one of 1 brings it in, for a bias too."""
+    groups = (("conv1/bias", 2.0, 1.0), ("conv1/kernel", 1.0, 0.0))
+    options = dict(name=name, weight_decay=0.3, momentum=0.0, adam_eps=1e-3)
+    updates = []
+    for changes in (dict(decay_kinds=("bias",)), dict(groups=groups)):
+        tx = make(**options, **changes).tx
+        updates.append(tx.update(draw(1), tx.init(draw(0)), draw(0))[0]["conv1"])
+    plain, grouped = updates
+    np.testing.assert_allclose(grouped["bias"], 2 * plain["bias"], rtol=1e-6)
+    np.testing.assert_allclose(grouped["kernel"], plain["kernel"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(momentum_form="alexnet"), dict(name="adamw"), dict(name="lamb")])
+def test_groups_that_change_nothing_change_no_bit(changes):
+    options = dict(weight_decay=0.2, groups=((".*/kernel", 1, 1), (".*/(bias|scale)", 1.0, 0.0))) | changes
+    ours, plain = (walk(make(**(options | more)))[0] for more in (dict(), dict(groups=())))
+    jax.tree.map(np.testing.assert_array_equal, ours, plain)
+
+
 @settings(deadline=None, derandomize=True, max_examples=20)
 @given(
     lr=st.floats(1e-3, 0.2),
@@ -194,6 +220,27 @@ def test_sgd_follows_pytorch_for_any_setting(lr, momentum, weight_decay, nestero
         lr=lr, momentum=momentum, weight_decay=weight_decay, use_nesterov=nesterov, decay_kinds=tuple(kinds)
     )
     assert_follows(*walk(optimizer, 5), torch_sgd([lr] * 5, momentum, weight_decay, nesterov), kinds)
+
+
+def test_decoupled_rate_and_decay_by_hand():
+    """Twice the batch is twice the decay of a step; momentum, rate, and a group's rate leave it as it is."""
+    params, zeros = draw(0), jax.tree.map(jnp.zeros_like, draw(0))
+    groups = (("bn1/bias", 64.0, 1.0), ("conv1/bias", 1.0, 0.0), ("bn1/scale", 0.0, 1.0))
+    for momentum, lr, batch_size in ((0.85, 11.5, 1024), (0.85, 11.5, 512), (0.5, 2.0, 1024)):
+        changes = dict(momentum=momentum, lr=lr, weight_decay=0.0153, decay_kinds=("kernel", "bias"), groups=groups)
+        optimizer = make(use_decoupled=True, use_nesterov=True, batch_size=batch_size, **changes)
+        k = 1024 * (1 + 1 / (1 - momentum))
+        assert float(optimizer.schedule(0)) == pytest.approx(lr / k)
+        decayed, _ = optimizer.tx.update(zeros, optimizer.tx.init(params), params)
+        moved, _ = optimizer.tx.update(draw(1), optimizer.tx.init(params), zeros)
+        factors = {"conv1/kernel": (1, 1), "conv1/bias": (1, 0), "bn1/scale": (0, 0), "bn1/bias": (64, 1)}
+        for name, (rate, decay) in factors.items():
+            layer, leaf = name.split("/")
+            first = 1 + momentum  # Nesterov's part of the first gradient
+            expected = -first * decay * 0.0153 * batch_size / k * params[layer][leaf]
+            np.testing.assert_allclose(decayed[layer][leaf], expected, rtol=1e-5, err_msg=name)
+            expected = -first * rate * lr / k * draw(1)[layer][leaf]
+            np.testing.assert_allclose(moved[layer][leaf], expected, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -279,155 +326,13 @@ def test_schedules_at_points_worked_out_by_hand(changes, rates):
     np.testing.assert_allclose(jnp.broadcast_to(traced, len(rates)), list(rates.values()), rtol=1e-6, atol=1e-8)
 
 
-def plateau_of(state):
-    def is_plateau(node):
-        return isinstance(node, ReduceLROnPlateauState)
-
-    (plateau,) = filter(is_plateau, jax.tree.leaves(state.opt_state, is_leaf=is_plateau))
-    return plateau
-
-
-@pytest.mark.parametrize("changes", [dict(), dict(momentum_form="alexnet"), dict(name="adamw"), dict(clip_norm=1.0)])
-def test_plateau_by_hand(changes):
-    optimizer = make(schedule="plateau", warmup_epochs=1, **changes)
-    state = begin(optimizer, draw(0))
-    # Patience 2, least gain 0.01, factor 0.5: the first counts as a gain, 0.505 and 0.509 do not, 0.53 and 0.56 do.
-    accuracies = [0.5, 0.505, 0.509, 0.53, 0.52, 0.56, 0.56, 0.1, 0.1, 0.569, 0.58]
-    factors = [1, 1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
-    for accuracy, factor in zip(accuracies, factors, strict=True):
-        state = optimizer.after_eval(state, {"accuracy": accuracy, "loss": 1.0})
-        assert plateau_of(state).scale == factor
-        assert float(current_lr(optimizer, state.opt_state, 5)) == pytest.approx(0.05 * factor)
-        assert float(current_lr(optimizer, state.opt_state, 50)) == pytest.approx(0.1 * factor)
-
-
-@pytest.mark.parametrize("form", ["pytorch", "alexnet"])
-def test_plateau_factor_stands_with_the_rate_and_steps_do_not_advance_it(form):
-    params, grads = {"w": {"kernel": jnp.ones(1)}}, {"w": {"kernel": jnp.ones(1)}}
-    optimizer = make(params=params, schedule="plateau", plateau_patience_evals=1, momentum=0.5, momentum_form=form)
-    state = begin(optimizer, params)
-    moved = []
-    for accuracy in (0.9, 0.8):  # the second is no gain: from the third update on the rate is 0.05
-        for _ in range(2):
-            updates, opt_state = optimizer.tx.update(grads, state.opt_state, params)
-            state = state.replace(opt_state=opt_state)
-            moved.append(float(updates["w"]["kernel"][0]))
-        state = optimizer.after_eval(state, {"accuracy": accuracy})
-    updates, _ = optimizer.tx.update(grads, state.opt_state, params)
-    moved.append(float(updates["w"]["kernel"][0]))
-    velocity = [1.0, 1.5, 1.75, 1.875]
-    last = -0.05 * (0.5 * 1.875 + 1) if form == "pytorch" else -0.5 * 0.1 * 1.875 - 0.05
-    assert moved == pytest.approx([-0.1 * v for v in velocity] + [last])
-
-
-class TorchPlateau:
-    """torch.optim.lr_scheduler.ReduceLROnPlateau(mode="max", threshold_mode="abs", cooldown=0, min_lr=0, eps=0)."""
-
-    def __init__(self, factor, patience, threshold):
-        self.factor, self.patience, self.threshold = factor, patience, threshold
-        self.scale, self.best, self.num_bad_epochs = 1.0, -math.inf, 0
-
-    def step(self, metric):
-        if metric > self.best + self.threshold:
-            self.best, self.num_bad_epochs = metric, 0
-        else:
-            self.num_bad_epochs += 1
-        if self.num_bad_epochs > self.patience:
-            self.scale *= self.factor
-            self.num_bad_epochs = 0
-        return self.scale
-
-
-@functools.cache  # what it compiles serves all examples
-def make_plateau(patience, min_delta):
-    return make(schedule="plateau", plateau_patience_evals=patience, plateau_min_delta=min_delta)
-
-
-SIXTEENTHS = st.integers(0, 16).map(lambda n: n / 16)  # exact in float32, sums too
-
-
-@settings(deadline=None, derandomize=True, max_examples=20)
-@given(
-    accuracies=st.lists(SIXTEENTHS, min_size=1, max_size=20),
-    patience=st.integers(1, 4),
-    min_delta=st.sampled_from([0.0, 1 / 16, 1 / 8]),
-)
-def test_plateau_is_pytorch_with_one_more_patience(accuracies, patience, min_delta):
-    optimizer = make_plateau(patience, min_delta)
-    state = begin(optimizer, draw(0))
-    reference = TorchPlateau(0.5, patience - 1, min_delta)
-    for accuracy in accuracies:
-        state = optimizer.after_eval(state, {"accuracy": accuracy})
-        assert plateau_of(state).scale == reference.step(accuracy)
-
-
-def test_plateau_takes_nan_as_no_gain_and_needs_accuracy():
-    optimizer = make(schedule="plateau", plateau_patience_evals=1)
-    state = optimizer.after_eval(begin(optimizer, draw(0)), {"accuracy": math.nan})
-    assert plateau_of(state).scale == 0.5
-    assert plateau_of(state).best_value == math.inf
-    with pytest.raises(ValueError, match=r"watches 'accuracy', evaluation gave \['loss', 'mean_average_precision'\]"):
-        optimizer.after_eval(state, {"mean_average_precision": 0.5, "loss": 1.0})
-
-
-def test_plateau_of_each_member_of_a_population():
-    optimizer = make(schedule="plateau", plateau_patience_evals=1)
-    one = begin(optimizer, draw(0))
-    states = jax.tree.map(lambda x: jnp.stack([x, x]), one)
-    for accuracies in ([0.5, 0.5], [0.6, 0.4]):
-        states = jax.vmap(optimizer.after_eval)(states, {"accuracy": np.array(accuracies, np.float32)})
-    np.testing.assert_array_equal(plateau_of(states).scale, [1.0, 0.5])
-
-
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "linear"])
 def test_hooks_do_nothing_where_nothing_is_asked(schedule):
     optimizer = make(schedule=schedule, step_epochs=(3,), decay_kinds=())
     state = begin(optimizer, draw(0))
+    assert optimizer.stop_frozen(state.params, 0) is state.params
     assert optimizer.after_eval(state, {"accuracy": 0.5}) is state
     assert optimizer.after_step(state) is state
-
-
-def test_average_by_hand():
-    optimizer = make(ema_decay=0.9)
-    params = {"fc1": {"kernel": jnp.array([1.0, 0.0])}}
-    model_state = {"batch_stats": {"bn1": {"mean": jnp.zeros(1), "count": jnp.zeros((), jnp.int32)}}}
-    state = begin(make(params=params), params, model_state, init_ema(params, model_state))
-    state = state.replace(
-        params={"fc1": {"kernel": jnp.array([2.0, 10.0])}},
-        model_state={"batch_stats": {"bn1": {"mean": jnp.full(1, 5.0), "count": jnp.array(7, jnp.int32)}}},
-    )
-    after_step = jax.jit(optimizer.after_step)
-    for t in range(1, 4):  # the initial value keeps the share 0.9^t
-        state = after_step(state)
-        kept = 0.9**t
-        np.testing.assert_allclose(state.ema["params"]["fc1"]["kernel"], [2 - kept, 10 - 10 * kept], rtol=1e-6)
-        bn1 = state.ema["model_state"]["batch_stats"]["bn1"]
-        np.testing.assert_allclose(bn1["mean"], [5 - 5 * kept], rtol=1e-6)
-        assert bn1["count"] == 7 and bn1["count"].dtype == jnp.int32
-    np.testing.assert_array_equal(state.params["fc1"]["kernel"], [2.0, 10.0])
-
-
-@settings(deadline=None, derandomize=True, max_examples=10)
-@given(decay=st.floats(0.01, 0.999), seed=st.integers(0, 99))
-def test_average_lies_between_old_and_new(decay, seed):
-    optimizer, old, new = make(ema_decay=decay), draw(seed), draw(seed + 1)
-    state = optimizer.after_step(begin(optimizer, new, ema=init_ema(old, {})))
-    for average, a, b in zip(*map(jax.tree.leaves, (state.ema, old, new)), strict=True):
-        assert jnp.all(average >= jnp.minimum(a, b) - 1e-6) and jnp.all(average <= jnp.maximum(a, b) + 1e-6)
-
-
-def test_average_begins_as_a_copy_and_must_be_begun():
-    params, model_state = draw(0), {"batch_stats": draw(1)}
-    ema = init_ema(params, model_state)
-    originals = jax.tree.leaves({"params": params, "model_state": model_state})
-    for copy, original in zip(jax.tree.leaves(ema), originals, strict=True):
-        np.testing.assert_array_equal(copy, original)
-        assert copy.unsafe_buffer_pointer() != original.unsafe_buffer_pointer()
-    shapes = jax.eval_shape(init_ema, params, model_state)
-    assert jax.tree.map(jnp.shape, ema) == jax.tree.map(lambda leaf: leaf.shape, shapes)
-    optimizer = make(ema_decay=0.5)
-    with pytest.raises(ValueError, match=r"config\.optim\.ema_decay=0\.5: .*init_ema"):
-        optimizer.after_step(begin(optimizer, params))
 
 
 def avals(tree):
@@ -435,17 +340,28 @@ def avals(tree):
 
 
 @pytest.mark.parametrize(
-    "changes", [dict(), dict(momentum_form="alexnet"), dict(name="adamw"), dict(momentum=0.0, ema_decay=0.0)]
+    "changes",
+    [
+        dict(),
+        dict(momentum_form="alexnet"),
+        dict(name="adamw"),
+        dict(momentum=0.0, ema_decay=0.0),
+        dict(name="lars", groups=((".*/bias", 2.0, 0.0),)),
+        dict(name="lamb", groups=((".*/bias", 2.0, 0.5),)),
+    ],
 )
 def test_donated_steps_and_evaluations_compile_once(changes):
     optimizer = make(**dict(schedule="plateau", weight_decay=0.01, clip_norm=1.0, ema_decay=0.9) | changes)
     model_state = {"batch_stats": {"mean": jnp.zeros(4), "count": jnp.zeros((), jnp.int32)}}
-    ema = init_ema(draw(0), model_state) if changes.get("ema_decay", 0.9) else None
+    ema = init_averages(draw(0), model_state) if changes.get("ema_decay", 0.9) else None
     everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
     state = jax.device_put(begin(optimizer, draw(0), model_state, ema), everywhere)
     layout = avals(state)
 
+    traces = []
+
     def step(state, grads):
+        traces.append(None)
         updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         state = state.replace(
             step=state.step + 1,
@@ -465,11 +381,13 @@ def test_donated_steps_and_evaluations_compile_once(changes):
         assert avals(state) == layout
         shards = [shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards]
         assert len({shard.data.unsafe_buffer_pointer() for shard in shards}) == len(shards)
-    assert step._cache_size() == 1
+    assert (
+        len(traces) == 1
+    )  # with avals and layouts equal: one program. jit._cache_size was seen at 0 late in a full run
     assert plateau_of(state).scale == 0.5
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
 def test_half_precision_parameters_keep_their_dtype_and_the_accuracy_its_own(name):
     params = draw(0, jnp.bfloat16)
     optimizer = make(name=name, schedule="plateau", weight_decay=0.01, clip_norm=1.0, plateau_min_delta=0.0)
@@ -490,8 +408,9 @@ def test_shapes_are_enough_to_make_an_optimizer():
     assert jax.tree.structure(opt_state) == jax.tree.structure(optimizer.tx.init(draw(0)))
 
 
+GROUPS = "must be a tuple, each of it (regular expression, number, number), the numbers not below 0"
 BAD_VALUES = [
-    ("name", "adam", "must be one of 'sgd', 'adamw'"),
+    ("name", "adam", "must be one of 'sgd', 'adamw', 'lars', 'lamb', 'muon'"),
     ("lr", 0.0, "must be a number above 0"),
     ("lr", math.inf, "must be a number above 0"),
     ("lr", math.nan, "must be a number above 0"),
@@ -505,8 +424,16 @@ BAD_VALUES = [
     ("decay_kinds", ("kernels",), "must be a tuple, each of it one of 'kernel', 'bias', 'scale', 'embedding'"),
     ("decay_kinds", "kernel", "must be a tuple, each of it one of 'kernel', 'bias', 'scale', 'embedding'"),
     ("clip_norm", -1.0, "must be a number not below 0"),
-    ("schedule", "exponential", "must be one of 'constant', 'step', 'cosine', 'linear', 'plateau'"),
+    ("groups", (("bias", 1.0),), GROUPS),
+    ("groups", (("bias", 1.0, -1.0),), GROUPS),
+    ("groups", (("(", 1.0, 1.0),), GROUPS),
+    ("groups", ("bias", 1.0, 1.0), GROUPS),
+    ("schedule", "cosin", "must be one of 'constant', 'step', 'exponential', 'cosine', 'linear', 'poly', 'plateau'"),
     ("warmup_epochs", -1, "must be a number not below 0"),
+    ("warmup_form", "gradual", "must be one of 'linear', 'constant'"),
+    ("warmup_start_factor", 1.5, "must be a number in [0, 1]"),
+    ("step_every_epochs", 0, "must be a number above 0"),
+    ("poly_power", 0.0, "must be a number above 0"),
     ("step_epochs", (3, 0), "must be a tuple, each of it a number above 0"),
     ("step_epochs", 3, "must be a tuple, each of it a number above 0"),
     ("step_factor", 0.0, "must be a number in (0, 1]"),
@@ -517,6 +444,12 @@ BAD_VALUES = [
     ("plateau_patience_evals", 2.5, "must be an integer, 1 or more"),
     ("plateau_min_delta", -0.1, "must be a number not below 0"),
     ("ema_decay", 1.0, "must be a number in [0, 1)"),
+    ("lookahead_every_steps", 2.5, "must be an integer, 0 or more"),
+    ("lookahead_decay", 1.5, "must be a number in [0, 1]"),
+    ("lookahead_power", -1, "must be a number not below 0"),
+    ("muon_momentum", 0.0, "must be a number in (0, 1)"),
+    ("muon_steps", 0, "must be an integer, 1 or more"),
+    ("use_decoupled", "yes", "must be one of False, True"),
     ("adam_b1", 1.0, "must be a number in [0, 1)"),
     ("adam_b2", 1.0, "must be a number in [0, 1)"),
     ("adam_eps", 0.0, "must be a number above 0"),
@@ -534,6 +467,10 @@ def test_every_field_is_checked():
     assert {field for field, *_ in BAD_VALUES} == set(BASE)
     for field in BASE:
         config = ConfigDict({name: value for name, value in BASE.items() if name != field})
+        if field in LATER:  # as it was before it was there
+            make_optimizer(config, params=draw(0), steps_per_epoch=1, num_steps=1)
+            assert LATER[field] == BASE[field]
+            continue
         with pytest.raises(ValueError, match=rf"^config\.optim\.{field} is missing; must be "):
             make_optimizer(config, params=draw(0), steps_per_epoch=1, num_steps=1)
 
@@ -580,6 +517,48 @@ def test_every_field_is_checked():
             "config.optim.step_epochs=(3, 3.01): must rise from past warmup_epochs=0.0",
         ),
         (
+            dict(name="lars", use_nesterov=True, momentum=0.0),
+            "config.optim.use_nesterov=True: must be False where config.optim.momentum=0, or momentum above 0",
+        ),
+        (
+            dict(name="muon", use_nesterov=True, momentum=0.0),
+            "config.optim.use_nesterov=True: must be False where config.optim.momentum=0, or momentum above 0",
+        ),
+        (
+            dict(name="muon", momentum_form="alexnet"),
+            "config.optim.momentum_form='alexnet': must be 'pytorch' where config.optim.name='muon'",
+        ),
+        (
+            dict(name="muon"),
+            "config.optim.name='muon': there is no kernel with a window to train; take 'sgd'",
+        ),
+        (
+            dict(use_decoupled=True, name="adamw"),
+            "config.optim.use_decoupled=True: must be False but for config.optim.name='sgd' and momentum_form='pytorch'",
+        ),
+        (
+            dict(weight_decay=0.1, freeze={"patterns": (".*/kernel",)}),
+            "config.optim.decay_kinds=('kernel',): decays no parameter of this model, whose kinds are ['bias', 'scale']",
+        ),
+        (
+            dict(name="lamb", decay_kinds=()),  # nothing would be adapted
+            "config.optim.decay_kinds=(): decays no parameter of this model, "
+            "whose kinds are ['bias', 'kernel', 'scale']",
+        ),
+        (
+            dict(groups=((".*/bias", 2, 0), ("conv2/.*", 1, 1))),
+            "config.optim.groups=(('.*/bias', 2, 0), ('conv2/.*', 1, 1)): 'conv2/.*' matches no parameter of this "
+            "model, whose paths are like 'bn1/bias'",
+        ),
+        (
+            dict(schedule="exponential", step_every_epochs=0.04),
+            "config.optim.step_every_epochs=0.04: must make a step of 10 an epoch",
+        ),
+        (
+            dict(warmup_epochs=1, warmup_form="constant"),
+            "config.optim.warmup_start_factor=0.0: must be above 0 where the warm-up is constant",
+        ),
+        (
             dict(num_steps=0),
             "num_steps=0: must be at least 1; the run is too short or its batch too large",
         ),
@@ -596,37 +575,29 @@ def test_contradictions_are_named(changes, message):
 
 
 @pytest.mark.parametrize(
-    "changes, line",
+    "changes",
     [
-        (
-            dict(schedule="cosine"),
-            "num_steps 100 -> 200 alters the cosine schedule: its rate at step 50 goes from 0.05 to 0.0853553",
-        ),
-        (
-            dict(schedule="linear"),
-            "num_steps 100 -> 200 alters the linear schedule: its rate at step 50 goes from 0.05 to 0.075",
-        ),
-        (
-            dict(schedule="constant"),
-            "num_steps 100 -> 200 does not alter the constant schedule: its rate at step 50 stays 0.1",
-        ),
-        (
-            dict(schedule="step", step_epochs=(3,)),
-            "num_steps 100 -> 200 does not alter the step schedule: its rate at step 50 stays 0.01",
-        ),
-        (
-            dict(schedule="plateau", warmup_epochs=8),
-            "num_steps 100 -> 200 does not alter the plateau schedule: its rate at step 50 stays 0.0625",
-        ),
+        dict(schedule="cosine", warmup_epochs=1.0),
+        dict(momentum_form="alexnet", schedule="linear"),
+        dict(use_decoupled=True, use_nesterov=True, momentum=0.7),
+        dict(name="lars"),
+        dict(name="adamw"),
     ],
 )
-def test_a_changed_length_is_described(changes, line):
-    config = ConfigDict(BASE | changes)
-    assert describe_schedule_change(config, 100, 200, 50, 10) == line
-    assert describe_schedule_change(config, 100, 100, 50, 10) is None
+def test_numbers_given_as_the_program_runs_mean_what_they_mean_in_the_config(changes):
+    config = dict(lr=0.3, weight_decay=0.02, groups=((".*/scale", 2.0, 0.5),)) | changes
+    expected, *_ = walk(make(**config))
+    template = config | dict(lr=1.0, weight_decay=1.0) | ({} if "momentum" in changes else dict(momentum=0.5))
 
+    def end(numbers):
+        optimizer, params = make(**template, numbers=numbers), draw(0)
+        opt_state = optimizer.tx.init(params)
+        for seed in range(1, 6):
+            updates, opt_state = optimizer.tx.update(draw(seed), opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return params
 
-def test_a_changed_length_that_warm_up_fills_is_an_error():
-    config = ConfigDict(BASE | dict(schedule="cosine", warmup_epochs=5))
-    with pytest.raises(ValueError, match=r"config\.optim\.warmup_epochs=5: must be below 3, the epochs of the run"):
-        describe_schedule_change(config, 100, 30, 10, 10)
+    numbers = dict(lr=jnp.float32(0.3), weight_decay=jnp.float32(0.02))
+    numbers |= {} if "momentum" in changes else dict(momentum=jnp.float32(0.9))
+    for ours, theirs in zip(jax.tree.leaves(jax.jit(end)(numbers)), jax.tree.leaves(expected[4]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import softmax
 
 from cnn_jax import sharding
@@ -14,6 +15,7 @@ from cnn_jax.data.decode import fit_picture
 from cnn_jax.data.source import SourceInfo
 from cnn_jax.predict import BATCH_SIZE, predict_pictures
 from cnn_jax.workdir import TrainedRun
+from configs.common import pictures
 
 CLASSES = tuple("abcdefghijkl")
 SHAPE, MEAN, STD = (4, 3, 1), 0.25, 0.5
@@ -89,3 +91,24 @@ def test_pictures_of_any_size_are_fitted(run):
     pictures = [pictures_of(1, shape)[0] for shape in ((4, 3, 3), (40, 30, 1), (9, 100, 3), (1, 1, 1))]
     for answer, picture in zip(predict_pictures(run, pictures), pictures, strict=True):
         assert_same(answer, by_hand(fit_picture(picture, SHAPE))[:5])
+
+
+def test_a_run_on_something_else_than_pictures_is_refused(run):
+    parts = dataclasses.replace(run.parts, info=dataclasses.replace(run.parts.info, image_shape=(20, 2)))
+    with pytest.raises(
+        ValueError, match=r"predict takes pictures; this run was trained on letters, inputs of \(20, 2\)"
+    ):
+        predict_pictures(dataclasses.replace(run, parts=parts), pictures_of(1))
+
+
+def test_a_run_on_files_is_shown_pictures_as_its_evaluation_is(run):
+    config = run.parts.config.copy_and_resolve_references()
+    config.data = pictures("data.image_folder", image_px=2, eval_resize_px=5, eval_image_px=2)
+    info = dataclasses.replace(
+        run.parts.info, image_shape=(2, 2, 3), preprocessing={"mean": (MEAN,) * 3, "std": (STD,) * 3}
+    )
+    parts = dataclasses.replace(run.parts, config=config, info=info)
+    grey = pictures_of(1, (10, 14, 1))[0]
+    (answer,) = predict_pictures(dataclasses.replace(run, parts=parts), [grey])
+    half = np.asarray(Image.fromarray(np.repeat(grey, 3, axis=2)).resize((7, 5), Image.Resampling.BILINEAR))
+    assert_same(answer, by_hand(half[2:4, 2:4])[:5])  # the middle of 5 x 7: an odd rest is halved to the even number

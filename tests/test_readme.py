@@ -1,6 +1,7 @@
 """The tables of the README are what the committed records say, to the letter."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -27,13 +28,107 @@ def table(name: str) -> str:
     return "\n".join([*lines, f"| mean | **{mean:.2%}** | | | | |"])
 
 
-@pytest.mark.parametrize("name", ["lenet_digits", "lenet_mnist"])
+@pytest.mark.parametrize(
+    "name", ["lenet_digits", "lenet_mnist", "rnn_parity", "rnn_copy", "cnn1d_signals", "cnn3d_voxels"]
+)
 def test_table(name):
     expected = f"<!-- table: {name} -->\n{table(name)}\n"
     assert expected in (ROOT / "README.md").read_text(), f"README.md must hold\n{expected}"
 
 
-@pytest.mark.parametrize(("name", "least"), [("lenet_digits", 0.985), ("lenet_mnist", 0.992)])
+SHORT_RUNS = {
+    "resnet_cifar10": "ResNet-20, the paper's recipe in 6 epochs; CIFAR-10 in lossy copies, 45,000 pictures",
+    "resnet_tiny_imagenet": "ResNet-20, 2 epochs; 40 classes of Tiny-ImageNet, 18,000 JPEG files streamed",
+}
+
+
+def short_runs_table() -> str:
+    """One run of each recipe: what it trained on, its score, and its curve."""
+    lines = ["| run | validation, by epoch | test accuracy | 95% interval | record |", "|---|---|---|---|---|"]
+    for name, what in SHORT_RUNS.items():
+        folder = ROOT / "experiments" / "results" / name
+        record = json.loads((folder / "seed0.json").read_text())
+        measured = [json.loads(line) for line in (folder / "seed0.metrics.jsonl").read_text().splitlines()]
+        curve = [f"{line['accuracy']:.1%}" for line in measured if line["split"] == "validation"]
+        assert measured[-1]["accuracy"] == record["metrics"]["accuracy"] and not record["git"]["dirty"]
+        low, high = record["metrics"]["accuracy_interval95"]
+        links = (
+            f"[record](experiments/results/{name}/seed0.json), [curve](experiments/results/{name}/seed0.metrics.jsonl)"
+        )
+        lines.append(
+            f"| {what} | {', '.join(curve)} | {record['metrics']['accuracy']:.2%} | {low:.2%} to {high:.2%} | {links} |"
+        )
+    return "\n".join(lines)
+
+
+def test_short_runs():
+    expected = f"<!-- table: short runs -->\n{short_runs_table()}\n"
+    assert expected in (ROOT / "README.md").read_text(), f"README.md must hold\n{expected}"
+
+
+def curve_table(name: str) -> str:
+    """A recipe's short run beside PyTorch's: losses on the way, and what came of it."""
+    record = json.loads((ROOT / "experiments" / "results" / "airbench_curve" / f"{name}.json").read_text())
+    steps = range(9, len(record["ours"]["losses"]), 10)
+    heads = [*(f"loss, step {step + 1}" for step in steps), "test accuracy", "by six views"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    sides = {
+        "ours": "cnn_jax",
+        "theirs_given": "PyTorch, our first weights and pictures",
+        "theirs_own": "PyTorch, its own",
+    }
+    for side, what in sides.items():
+        cells = [f"{record[side]['losses'][step]:.4f}" for step in steps]
+        cells += [f"{record[side]['accuracy'][name]:.2%}" for name in ("plain", "views")]
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def test_curve():
+    expected = f"<!-- table: airbench_curve sgd -->\n{curve_table('sgd')}\n"
+    assert expected in (ROOT / "README.md").read_text(), f"README.md must hold\n{expected}"
+
+
+def operators_table(path: Path) -> str:
+    """A benchmark of operators, network by network: how many shapes, the geometric mean of the ratios, and the worst."""
+    record = json.loads(path.read_text())
+    lines = ["| | shapes | geometric mean | worst | where |", "|---|---|---|---|---|"]
+    names = {"conv": "convolution", "pool": "pooling", "norm": "batch normalisation"}
+    for kind in record["summary"]:
+        rows = [row for row in record["rows"] if row["kind"] == kind]
+        for network in [*dict.fromkeys(row["network"] for row in rows), "all"]:
+            mine = [row for row in rows if network in (row["network"], "all")]
+            worst = max(mine, key=lambda row: row["ratio"])
+            mean = statistics.geometric_mean(row["ratio"] for row in mine)
+            where = f"{worst['network']} {worst['shape']}" if network == "all" else worst["shape"]
+            name = f"**{names[kind]}**" if network == "all" else f"{names[kind]}, {network}"
+            lines.append(f"| {name} | {len(mine)} | {mean:.2f} | {worst['ratio']:.2f} | {where} |")
+        assert record["summary"][kind]["geometric_mean"] == pytest.approx(
+            statistics.geometric_mean(row["ratio"] for row in rows)
+        )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", ["cpu_float32"])
+def test_operators(name):
+    path = ROOT / "experiments" / "results" / "operators" / f"{name}.json"
+    expected = f"<!-- table: operators {name} -->\n{operators_table(path)}\n"
+    assert expected in (ROOT / "README.md").read_text(), f"README.md must hold\n{expected}"
+    record = json.loads(path.read_text())
+    assert not record["git"]["dirty"] and not any(row["disturbed"] for row in record["rows"])
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("lenet_digits", 0.985),
+        ("lenet_mnist", 0.992),
+        ("rnn_parity", 0.99),
+        ("rnn_copy", 0.99),
+        ("cnn1d_signals", 0.99),
+        ("cnn3d_voxels", 0.99),
+    ],
+)
 def test_accuracy_and_provenance(name, least):
     records = [json.loads(path.read_text()) for path in (ROOT / "experiments" / "results" / name).glob("seed*.json")]
     assert sum(record["metrics"]["accuracy"] for record in records) / len(records) >= least

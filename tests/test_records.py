@@ -524,7 +524,7 @@ def test_elsewhere_plain_lines_at_most_one_in_five_seconds(capsys, clock):
     assert "\r" not in out
     assert "\x1b" not in out
     lines = out.splitlines()
-    assert lines[0] == "step 1/100  epoch 0.1  loss 1.0000  accuracy 0.5000  64 images/s  0:50 left"
+    assert lines[0] == "step 1/100  epoch 0.1  loss 1.0000  accuracy 0.5000  64 examples/s  0:50 left"
     assert lines[1].startswith("step 11/100  epoch 1.1  loss 0.0909")
     assert len(lines) == 10 + 2, "one line each 5 s, what was said, and the last step"
     assert lines[-2] == "step 99  validation accuracy 0.9"
@@ -545,7 +545,7 @@ def test_time_left(capsys, clock, seconds, told):
     progress.start(0)
     clock.now += seconds  # one of two steps done in as long
     progress.show(1, {})
-    assert capsys.readouterr().out.rstrip("\n").endswith(f"images/s  {told} left")
+    assert capsys.readouterr().out.rstrip("\n").endswith(f"examples/s  {told} left")
 
 
 def test_on_a_terminal_one_live_line_and_what_was_said_above_it(monkeypatch, clock):

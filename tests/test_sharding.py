@@ -103,3 +103,10 @@ def test_processes_feed_equal_shares_in_order(monkeypatch, num_processes):
         assert len(rows) == 24 // num_processes
         seen += rows
     assert seen == list(range(24))
+
+
+def test_parts_of_a_batch_must_divide_too():
+    check_divides("config.batch_size", 48, make_mesh(), 3)
+    message = r"=40 does not divide among 8 devices in 3 parts \(config\.accumulate_steps\); take 24 or 48$"
+    with pytest.raises(ValueError, match=message):
+        check_divides("config.batch_size", 40, make_mesh(), 3)

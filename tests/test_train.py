@@ -17,8 +17,12 @@ import numpy as np
 import pytest
 
 from cnn_jax import assemble as assembling
+from cnn_jax.checkpoint import Checkpoints
+from cnn_jax.data import xo
 from cnn_jax.interruption import Interrupted
-from cnn_jax.train import Diverged, run
+from cnn_jax.recording import Diverged
+from cnn_jax.train import run
+from cnn_jax.workdir import load_run
 from tests.processes import ROOT, command, process_environment
 
 FIELDS_OF_A_FINISHED_RUN = [
@@ -137,6 +141,66 @@ def test_interrupted_at_a_poll_and_resumed(straight, tmp_path, monkeypatch, poll
     assert outcome(tmp_path) == outcome(workdir)
 
 
+def elaborate():
+    """Muon, lookahead whose steps are not the run's boundaries, parameters frozen from the start and from epoch 2."""
+    config = tiny(num_epochs=3)
+    config.optim.update(name="muon", schedule="linear", lookahead_every_steps=4, lookahead_power=1.0)
+    config.freeze.update(patterns=("C1/.*", ("C3/.*", 2.0)), is_annealed=True)
+    return config
+
+
+@pytest.mark.parametrize("polls", [17, *(pytest.param(n, marks=pytest.mark.full) for n in (6, 12, 15))])
+def test_a_run_of_many_states_resumes_with_the_same_bits(elaborate_run, tmp_path, monkeypatch, polls):
+    count = itertools.count(1)
+
+    def poll(self):
+        if next(count) == polls:
+            raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Interrupted):
+        patch.setattr("cnn_jax.interruption.Interruption.poll", poll)
+        run(elaborate(), tmp_path)
+        pytest.fail(f"the run has fewer than {polls} polls")
+    assert 0 < json.loads((tmp_path / "run.json").read_text())["step"] < 15
+    run(elaborate(), tmp_path)
+    assert outcome(tmp_path) == outcome(elaborate_run)
+
+
+@pytest.fixture(scope="module")
+def elaborate_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("elaborate")
+    run(elaborate(), workdir)
+    return workdir
+
+
+def test_what_is_frozen_ends_as_it_began(elaborate_run):
+    parts = assembling.assemble(elaborate())
+    first = jax.device_get(parts.init_state())
+    with Checkpoints(elaborate_run / "checkpoints", read_only=True) as checkpoints:
+        last = jax.device_get(checkpoints.restore_newest(parts.abstract_state()).state)
+    for tree in (last.params, last.ema["lookahead"]["params"]):  # which are one after the last step
+        for leaf in ("kernel", "bias"):
+            assert tree["C1"][leaf].tobytes() == first.params["C1"][leaf].tobytes()
+            assert np.any(tree["C3"][leaf] != first.params["C3"][leaf])
+        jax.tree.map(np.testing.assert_array_equal, tree, last.params)
+    sizes = {leaf.shape for leaf in jax.tree.leaves(last.opt_state)}
+    assert first.params["C3"]["kernel"].shape in sizes and first.params["C1"]["kernel"].shape not in sizes
+
+
+def test_a_run_without_validation_is_scored_at_its_end_alone(tmp_path, monkeypatch):
+    make = xo.make_source
+    monkeypatch.setattr(xo, "make_source", lambda data, split: None if split == "validation" else make(data, split))
+    config = tiny(num_epochs=1)
+    config.optim.schedule = "constant"
+    record = run(config, tmp_path)
+    assert record["status"] == "finished" and record["best"] is None and "num_validation" not in record["dataset"]
+    assert [line["split"] for line in metrics_of(tmp_path)] == ["train", "train", "test"]
+    assert load_run(tmp_path).step == 5
+    with pytest.raises(FileNotFoundError, match="has no checkpoint yet that was validated; take the newest"):
+        load_run(tmp_path, "best")
+    assert run(config, tmp_path)["params_sha256"] == record["params_sha256"]
+
+
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(straight, tmp_path, capsys):
     config, workdir = straight
     short = tiny(num_epochs=2)
@@ -185,10 +249,10 @@ def test_a_workdir_of_another_config_is_refused_with_the_fields_named(straight):
     assert (workdir / "run.json").read_text() == before
 
 
-def test_logging_fields_may_change(tmp_path):
+def test_fields_of_logging_and_input_may_change(tmp_path):
     run(tiny(num_epochs=1), tmp_path)
     config = tiny(num_epochs=2)
-    config.log.every_steps = 7
+    config.log.every_steps, config.input.num_threads = 7, 1
     assert run(config, tmp_path)["status"] == "finished"
 
 
@@ -224,6 +288,23 @@ def test_a_diverged_run_stops_at_the_step_and_keeps_the_last_good_checkpoint(tmp
     assert run(config, tmp_path)["status"] == "finished"
 
 
+def test_a_run_that_takes_its_batches_in_parts_is_the_same_run(tmp_path):
+    """LeNet has neither batch normalisation nor dropout, and no augmentation is on."""
+    whole, parts = tiny(num_epochs=1), tiny(num_epochs=1)
+    whole.augment.max_shift_px = parts.augment.max_shift_px = 0.0
+    parts.accumulate_steps = 2
+    records = [run(config, tmp_path / name) for name, config in (("whole", whole), ("parts", parts))]
+    assert [record["step"] for record in records] == [5, 5]
+    assert records[0]["metrics"]["confusion"] == records[1]["metrics"]["confusion"]
+    assert records[0]["metrics"]["loss"] == pytest.approx(records[1]["metrics"]["loss"], rel=1e-4)
+    for one, other in zip(*(metrics_of(tmp_path / name) for name in ("whole", "parts")), strict=True):
+        assert (one["step"], one["split"]) == (other["step"], other["split"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    parts.accumulate_steps = 4
+    with pytest.raises(ValueError, match=r"config\.batch_size=16 does not divide among 8 devices in 4 parts"):
+        run(parts, tmp_path / "more")
+
+
 def test_two_processes_cannot_train_in_one_workdir(straight, tmp_path):
     from cnn_jax.workdir import locked
 
@@ -257,7 +338,7 @@ def test_tensorboard_repeats_metrics_jsonl(tmp_path):
 RECIPE = (
     *(
         "train",
-        "configs/lenet_xo.py",
+        "configs/xo.py",
         "--config.num_epochs=3",
         "--config.data.num_train=400",
         "--config.log.every_steps=3",
@@ -358,7 +439,9 @@ def test_killed_five_times_in_a_phase(straight_process, tmp_path, phase):
     check_kills(straight_process, tmp_path, phase, wanted=5)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [pytest.param(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.full)]
+)
 def test_a_signal_saves_and_exits_with_its_code(straight_process, tmp_path, signum, code):
     process = start(tmp_path)
     while not (tmp_path / "metrics.jsonl").exists() or (tmp_path / "metrics.jsonl").stat().st_size == 0:
@@ -466,3 +549,15 @@ def test_a_reader_who_leaves_stops_the_run_with_everything_saved(straight, tmp_p
     assert json.loads((tmp_path / "run.json").read_text())["status"] == "interrupted"
     run(config, tmp_path)
     assert outcome(tmp_path) == outcome(workdir)
+
+
+def test_float16_scales_its_loss_and_says_what_to_do_where_it_ends(tmp_path):
+    config = tiny(num_epochs=1)
+    config.model.dtype = "float16"
+    run(config, tmp_path / "good")
+    lines = [line for line in metrics_of(tmp_path / "good") if line["split"] == "train"]
+    assert lines and all(1 <= line["loss_scale"] <= 2**15 and line["left_out"] < 1 for line in lines)
+    assert np.isfinite(lines[-1]["loss"])
+    config.optim.lr = 1e5
+    with pytest.raises(Diverged, match=r"float16 ends at 65,504: config.model.dtype=bfloat16"):
+        run(config, tmp_path / "hot")
