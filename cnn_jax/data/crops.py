@@ -13,8 +13,10 @@ example, read from the raw stream of a Philox generator: the key is (seed, step)
   centre crop          the short side resized, the middle square, placed as torchvision's Resize and CenterCrop place it.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +109,8 @@ def decode_window(
     """The pixels in a window of a picture file, a square of `out_px`; `resample` is one of decode.RESAMPLES.
 
     To a grey level what Pillow gives, step by step. With is_exact=False in less time: a JPEG of which a half (a quarter, an
-    eighth) of the pixels suffices is decoded to those only, and of an inset nothing else is resized (to two grey levels).
+    eighth) of the pixels suffices is decoded to those only, of an inset nothing else is resized (to two grey levels), and a
+    cut that is enlarged is so by OpenCV (to one).
 
     Raises:
       ValueError: as `decode_bytes`.
@@ -126,9 +129,30 @@ def decode_window(
     y, x = picture.shape[0] / height, picture.shape[1] / width
     if isinstance(window, Cut) and x == y == 1:
         picture, box = picture[top : top + h, left : left + w], None
+        if not is_exact and resample == "bilinear" and max(h, w) <= out_px:
+            return enlarged(picture, out_px)
     else:  # rounding must not lead beyond the picture
         box = left * x, top * y, min((left + w) * x, picture.shape[1]), min((top + h) * y, picture.shape[0])
     return np.asarray(Image.fromarray(picture).resize((out_px, out_px), method, box))
+
+
+def enlarged(picture: UInt8[np.ndarray, "h w 3"], out_px: int) -> UInt8[np.ndarray, "out_px out_px 3"]:
+    """A picture no larger than `out_px` resized to that square, bilinearly.
+
+    In a third of Pillow's time, and to a grey level the same: where nothing is reduced, no filter is widened. Of OpenCV's
+    forms it is the one in whole numbers, whose bits do not hang on the processor.
+    """
+    cv2 = _opencv()
+    return cv2.resize(picture, (out_px, out_px), interpolation=cv2.INTER_LINEAR_EXACT)
+
+
+@functools.cache
+def _opencv() -> ModuleType:
+    """OpenCV, told to start no threads: ours decode several pictures at once as it is."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    return cv2
 
 
 def show_inset(

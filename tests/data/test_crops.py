@@ -187,6 +187,15 @@ def test_a_window_below_twice_the_size_is_exact_all_the_same():
     np.testing.assert_array_equal(decode_window(data, window, 64, is_exact=False), decode_window(data, window, 64))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 40), (40, 40), (39, 23), (17, 31)])
+def test_a_small_window_is_enlarged_as_pillow_enlarges_it(size):
+    pixels = np.random.default_rng(sum(size)).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(pixels), "PNG")
+    window = Cut(11, 7, size[1], size[0])
+    expected = Image.fromarray(pixels).crop((11, 7, 11 + size[1], 7 + size[0])).resize((40, 40), Image.BILINEAR)
+    assert_close(decode_window(data, window, 40, is_exact=False), expected)
+
+
 def test_errors_name_the_picture():
     data = encoded(smooth_picture(100, 100))[:-1000]
     with pytest.raises(ValueError, match=r"^train picture 5 is damaged or cut short"):
