@@ -33,7 +33,7 @@ def pack(
         lead = first.setdefault(run.program, run)
         differing = {field for field in MEMBER_FIELDS if run.fields[field] != lead.fields[field]}
         varying.setdefault(run.program, set()).update(differing)
-    most_s = sum(costs[run.key].seconds for run in left) / (2 * num_workers)
+    most_s = max(sum(costs[run.key].seconds for run in left) / (2 * num_workers), START_S)
     jobs, pending = [], {}
     for run in left:
         if not costs[run.key].in_memory or run.config.driver == "streamed" or run.config.log.profile_steps:
@@ -53,7 +53,7 @@ def pack(
             is_product = len(points) == math.prod(map(len, columns))
             for part in [list(points)] if is_product else [[point] for point in points]:
                 seconds = sum(costs[by_seed[seed][point].key].seconds for seed in seeds for point in part)
-                num_jobs = min(len(seeds), max(1, round(seconds / most_s) if most_s else 1))
+                num_jobs = min(len(seeds), max(1, round(seconds / most_s)))
                 for chunk in _dealt(seeds, num_jobs):
                     grid = {field: sorted({point[i] for point in part}) for i, field in enumerate(fields)}
                     members = [by_seed[seed][point] for seed in chunk for point in part]
