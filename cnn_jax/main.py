@@ -218,10 +218,13 @@ def demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _train(config: Any, workdir: Path) -> None:
     configure_jax()
-    from cnn_jax.summary import summary
-    from cnn_jax.train import run
+    from cnn_jax.processes import joined
 
-    print(summary(run(config, workdir), workdir))
+    with joined():
+        from cnn_jax.summary import summary
+        from cnn_jax.train import run
+
+        print(summary(run(config, workdir), workdir))
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
