@@ -33,10 +33,14 @@ class Plan:
     threads: int  # of each worker
 
 
-def make_plan(question: Question, folder: Path, cores: int, num_workers: int | None) -> Plan:
+def make_plan(
+    question: Question, folder: Path, cores: int, num_workers: int | None = None, threads: int | None = None
+) -> Plan:
     """Reads what lies in `folder`, and puts together every run that the question asks for; nothing is trained.
 
-    num_workers: None for as many as cores, memory and runs allow. Raises ValueError or OSError with one line, which names
+    num_workers: None for as many as cores, memory and runs allow. threads: of each worker, where an earlier start has
+    chosen; otherwise the workers share the cores. XLA on the CPU rounds as the number of its threads has it, so that an
+    experiment keeps to one. Raises ValueError or OSError with one line, which names
     the run, for a config that no run could take, and for a record that was changed.
     """
     runs = {}
@@ -62,11 +66,12 @@ def make_plan(question: Question, folder: Path, cores: int, num_workers: int | N
             kept.append(job)
             taken |= job.members.keys()
     limit = _workers_by_memory(costs.values())
-    num_workers = num_workers or max(1, min(cores, limit, len(runs)))
+    num_workers = num_workers or max(1, min(cores // (threads or 1), limit, len(runs)))
+    threads = threads or max(1, cores // num_workers)
     left = [run for key, run in runs.items() if key not in taken]
     jobs = kept + pack(left, list(runs.values()), costs, folder, num_workers)
     jobs.sort(key=lambda job: -job.seconds)  # the longest first, lest it run alone at the end
-    return Plan(question, folder, runs, costs, records, jobs, num_workers, max(1, cores // num_workers))
+    return Plan(question, folder, runs, costs, records, jobs, num_workers, threads)
 
 
 def ended_records(job: Job) -> dict[str, dict[str, Any]]:
