@@ -33,7 +33,9 @@ def pack(
         lead = first.setdefault(run.program, run)
         differing = {field for field in MEMBER_FIELDS if run.fields[field] != lead.fields[field]}
         varying.setdefault(run.program, set()).update(differing)
-    most_s = max(sum(costs[run.key].seconds for run in left) / (2 * num_workers), START_S)
+    # Two jobs a worker, so that all end at about the same time; but none that its own start outweighs.
+    total_s = sum(costs[run.key].seconds for run in left)
+    most_s = max(total_s / (2 * num_workers) if num_workers > 1 else total_s, START_S)
     jobs, pending = [], {}
     for run in left:
         if not costs[run.key].in_memory or run.config.driver == "streamed" or run.config.log.profile_steps:

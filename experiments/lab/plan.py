@@ -15,6 +15,7 @@ from experiments.lab.costs import Cost, costs_of
 from experiments.lab.jobs import Job, read_jobs
 from experiments.lab.packing import START_S, pack
 from experiments.lab.question import PlannedRun, Question
+from experiments.verdicts import POWER, detectable_effect
 
 ENDED = ("finished", "diverged")
 
@@ -131,6 +132,12 @@ def render(plan: Plan) -> str:
     alone = [group for group, runs in groups.items() if len(runs) == 1]
     if alone:
         table.append(f"one seed only, so without a spread of its own: {', '.join(alone)}")
+    fewest = min((len(runs) for runs in groups.values() if len(runs) > 1), default=1)
+    if fewest > 1:
+        effect = detectable_effect(1.0, fewest)
+        table.append(
+            f"{fewest} paired seeds show, with {POWER:.0%} power, an effect of {effect:.2f} deviations of their differences"
+        )
     num_runs = sum(len(job.members) for job in plan.jobs)
     return "\n".join([
         *table,

@@ -241,6 +241,14 @@ def test_workers_of_processes_and_a_ctrl_c(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def _wait_for_lines(process, place, count):
+    """Until the runs have measured so many lines more, or the process has ended."""
+    told = lambda: sum(len(path.read_bytes().splitlines()) for path in place.glob("runs/ask/*/*/metrics.jsonl"))  # noqa: E731
+    begin = told()
+    while process.poll() is None and told() < begin + count:
+        time.sleep(0.05)
+
+
 @pytest.mark.full
 def test_killed_anywhere(tmp_path):
     """Killed at drawn moments, alone or with its workers, it ends with the straight run's bits; what had finished stays."""
@@ -255,7 +263,8 @@ def test_killed_anywhere(tmp_path):
     draw, finished = random.Random(0), {}
     for _ in range(7):
         process = start(cut, cut / "ask.py", "--workers=2")
-        time.sleep(draw.uniform(3, 14))
+        _wait_for_lines(process, cut, draw.randrange(1, 60))
+        time.sleep(draw.uniform(0, 0.5))
         victims = [process.pid, *workers_of(process)][: draw.choice((1, 3))]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
