@@ -68,14 +68,19 @@ LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch}
 
 
 def run(
-    file: str, *, launcher: str = "local", num_workers: int | None = None, dry_run: bool = False
+    file: str,
+    *,
+    launcher: str = "local",
+    num_workers: int | None = None,
+    data_dir: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Does what is left of an experiment, judges it, and writes its summary, which is returned; None for a dry run.
 
-    num_workers: None for as many as cores and memory allow. Raises ValueError and OSError with one line; Interrupted with
-    everything saved.
+    num_workers: None for as many as cores and memory allow. data_dir: where the data lie. Raises ValueError and
+    OSError with one line; Interrupted with everything saved.
     """
-    question = load(file)
+    question = load(file, data_dir)
     folder = RUNS / question.name
     cores = len(os.sched_getaffinity(0))
     if dry_run:

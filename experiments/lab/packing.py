@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnn_jax.population import MEMBER_FIELDS, expand
 from cnn_jax.workdir import to_plain
@@ -76,13 +77,18 @@ def _job(runs: list[PlannedRun], grid: dict[str, list] | None, costs: dict[str, 
     words = re.sub(r"[^\w.=-]+", "_", groups[0])[:60] + (f"_and_{len(groups) - 1}_more" if len(groups) > 1 else "")
     return Job(
         folder=str(folder / f"{words}-{digest(sorted(keys))[:8]}"),
-        config=json.loads(json.dumps(to_plain(lead.config))),
+        config=plain_config(lead),
         grid=grid,
         members=members,
         program=lead.program,
         num_steps=costs[lead.key].num_steps,
         seconds=sum(costs[run.key].seconds for run in runs) + START_S,
     )
+
+
+def plain_config(run: PlannedRun) -> dict[str, Any]:
+    """The run's config as JSON has it."""
+    return json.loads(json.dumps(to_plain(run.config)))
 
 
 def _dealt(items: Sequence[int], num_parts: int) -> list[list[int]]:

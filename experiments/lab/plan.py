@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from cnn_jax.resolve import first_line
 from cnn_jax.workdir import record_config
 from experiments.lab.costs import Cost, costs_of
 from experiments.lab.jobs import Job, read_jobs
-from experiments.lab.packing import START_S, pack
+from experiments.lab.packing import START_S, pack, plain_config
 from experiments.lab.question import PlannedRun, Question
 from experiments.verdicts import POWER, detectable_effect
 
@@ -64,7 +64,7 @@ def make_plan(
         if all(
             done_in.get(key, job.folder) == job.folder and (key in done_in or key not in taken) for key in job.members
         ):
-            kept.append(job)
+            kept.append(replace(job, config=plain_config(runs[next(iter(job.members))])))  # the data may have moved
             taken |= job.members.keys()
     limit = _workers_by_memory(costs.values())
     num_workers = num_workers or max(1, min(cores // (threads or 1), limit, len(runs)))
