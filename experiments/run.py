@@ -42,6 +42,7 @@ experiments/README.md is made anew (lab/summary.py).
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -63,7 +64,7 @@ from experiments.verdicts import Verdict
 RUNS = ROOT / "runs"
 MEMORY = "experiment.json"
 PLAIN_EVERY_S = 30.0  # between lines of progress where there is no terminal
-# launch(jobs, folder, num_workers=, threads=, lock=, ended=, tick=, ...) -> what went wrong by the job's folder
+# What a launcher is, lab/jobs.py says; how it is called, lab/local.py.
 LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch}
 
 
@@ -82,13 +83,16 @@ def run(
     """
     question = load(file, data_dir)
     folder = RUNS / question.name
-    cores = len(os.sched_getaffinity(0))
+    cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
+    if accelerators and num_workers is None:
+        num_workers = accelerators  # one at a time on each
+    plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
     if dry_run:
-        print(render(make_plan(question, folder, cores, num_workers, _memory(folder, question)["threads"])))
+        print(render(plan_now(num_workers, _memory(folder, question)["threads"])))
         return None
     with _locked(folder) as lock:
         state = _memory(folder, question)
-        plan = make_plan(question, folder, cores, num_workers, state["threads"])
+        plan = plan_now(num_workers, state["threads"])
         state["threads"] = plan.threads
         write_json(folder / MEMORY, state)
         print(render(plan), flush=True)
@@ -101,10 +105,10 @@ def run(
                     folder,
                     num_workers=plan.num_workers,
                     threads=plan.threads,
+                    accelerators=accelerators,
                     lock=lock,
                     ended=progress.ended,
                     tick=progress.tick,
-                    are_workers_asked_for=num_workers is not None,
                 )
             except Interrupted:
                 progress.end()
@@ -112,7 +116,7 @@ def run(
                 raise
             progress.end()
             errors = {key: errors[job.folder] for job in plan.jobs if job.folder in errors for key in job.members}
-            plan = make_plan(question, folder, cores, plan.num_workers, plan.threads)
+            plan = plan_now(plan.num_workers, plan.threads)
         return conclude(plan, errors, state["seconds"] / 60)
 
 

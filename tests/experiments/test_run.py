@@ -221,12 +221,18 @@ def workers_of(process):
     return [int(word) for word in path.read_text().split()] if path.exists() else []
 
 
+# Two jobs, so that two workers are busy.
+TWO_PROGRAMS = BODY.replace('"batch_size": 16, ', "").replace(
+    'overrides={"optim.lr": lr', 'overrides={"batch_size": {"fast": 16, "slow": 20}[group]'
+)
+
+
 @pytest.mark.full
 def test_workers_of_processes_and_a_ctrl_c(tmp_path):
-    """Two workers; stopped when the first of them trains, and started again."""
+    """Two workers, stopped while they train: all is saved, and it says how to go on."""
     file = write(
         tmp_path,
-        BODY.replace('"batch_size": 16', '"batch_size": 16, "checkpoint.every_epochs": 100.0').replace("2.0", "300.0"),
+        TWO_PROGRAMS.replace("SHORT = {", 'SHORT = {"checkpoint.every_epochs": 100.0, ').replace("2.0", "300.0"),
     )
     process = start(tmp_path, file, "--workers=2")
     while not list(tmp_path.glob("runs/ask/*/*/metrics.jsonl")):
@@ -252,7 +258,7 @@ def _wait_for_lines(process, place, count):
 @pytest.mark.full
 def test_killed_anywhere(tmp_path):
     """Killed at drawn moments, alone or with its workers, it ends with the straight run's bits; what had finished stays."""
-    body = BODY.replace("2.0", "60.0").replace("range(2)", "range(4)")
+    body = TWO_PROGRAMS.replace("2.0", "60.0")
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     for place in (straight, cut):
         place.mkdir()
@@ -282,8 +288,7 @@ def test_killed_anywhere(tmp_path):
 
 @pytest.mark.full
 def test_a_worker_that_is_killed_takes_its_job_with_it_and_the_rest_go_on(tmp_path):
-    body = BODY.replace('overrides={"optim.lr": lr', 'overrides={"batch_size": {"fast": 16, "slow": 20}[group]')
-    file = write(tmp_path, body.replace('"batch_size": 16, ', "").replace("2.0", "100.0"))
+    file = write(tmp_path, TWO_PROGRAMS.replace("2.0", "100.0"))
     process = start(tmp_path, file, "--workers=2")
     while len(workers_of(process)) < 2 or not list(tmp_path.glob("runs/ask/*/*/metrics.jsonl")):
         time.sleep(0.05)
