@@ -68,8 +68,9 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
     try:
         do(job)
     except BaseException as failure:
-        traceback.print_exc()
         error = failure
+        if not isinstance(error, Interrupted):
+            traceback.print_exc()
         is_full = os.strerror(errno.ENOSPC) in str(failure)  # whoever wrapped it
         number = errno.ENOSPC if is_full else getattr(failure, "errno", None)
     line = error and first_line(error)
