@@ -57,7 +57,9 @@ def make_summary(plan: Plan, verdict: Verdict, failed: dict[str, str], minutes: 
 
 def _told(record: dict[str, Any]) -> dict[str, Any]:
     """Of a run what a summary keeps."""
-    told = {"status": record["status"], "steps": record["step"]}
+    workdir = Path(record["workdir"])
+    shown = workdir.relative_to(ROOT) if workdir.is_relative_to(ROOT) else workdir
+    told = {"workdir": str(shown), "status": record["status"], "steps": record["step"]}
     if record["status"] == "finished":
         scores = {name: value for name, value in record["metrics"].items() if isinstance(value, int | float)}
         told |= {"test": scores, "best_validation": record["best"], "params_sha256": record["params_sha256"]}
@@ -102,10 +104,10 @@ def write_summary(summary: dict[str, Any]) -> Path:
     return path
 
 
-def read_summaries(folder: Path = RESULTS) -> list[dict[str, Any]]:
+def read_summaries() -> list[dict[str, Any]]:
     """All summaries by name, each checked: its seal, its commits, its numbers. Raises ValueError with one line."""
     summaries = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(RESULTS.glob("*.json")):
         try:
             summary = json.loads(path.read_text())
         except ValueError as error:
