@@ -32,6 +32,7 @@ Any field of it can be set: --config.seed=1 --config.optim.lr=0.05 --config.opti
 EXPERIMENT = """
 FILE states a claim, lists runs and judges them; ARG is its own, as in FILE:gpu (experiments/run.py tells how to write one).
 Records lie under runs/NAME of the clone, the summary under experiments/results. The same command goes on where it stood.
+With --launcher=slurm, sbatch's options are set as --slurm.partition=gpu --slurm.time=240 (minutes), docs/scale_out.md.
 """
 
 
@@ -120,7 +121,7 @@ def make_parser() -> argparse.ArgumentParser:
     experiment = add("experiment", "runs, resumes and judges an experiment", epilog=EXPERIMENT)
     experiment.add_argument("file", nargs="?", metavar="FILE[:ARG]", help="e.g. experiments/NAME.py")
     experiment.add_argument("--dry_run", action="store_true", help="shows the plan, and ends there")
-    experiment.add_argument("--launcher", default="local", choices=("local",), help="who does the runs")
+    experiment.add_argument("--launcher", default="local", choices=("local", "slurm"), help="who does the runs")
     experiment.add_argument("--workers", type=int, metavar="N", help="processes; default: by cores, memory and GPUs")
     experiment.add_argument("--data_dir", metavar="DIR", help="where the data lie, if not where the runs' configs say")
     experiment.add_argument("--write_docs", action="store_true", help="makes experiments/README.md anew")
@@ -136,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze"):
+        if rest and args.verb not in ("train", "test", "analyze", "experiment"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
@@ -330,6 +331,12 @@ def experiment(args: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError("experiment needs FILE[:ARG], or --write_docs alone; see ./launch.sh experiment --help")
     if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers={args.workers} must be at least 1")
+    slurm_options = {}
+    for option in rest:
+        key, equals, text = option.removeprefix("--slurm.").partition("=")
+        if not option.startswith("--slurm.") or not equals or args.launcher != "slurm":
+            raise UsageError(f"unknown argument {option!r}; see ./launch.sh experiment --help")
+        slurm_options[key] = parse_literal(text)
     sys.path.insert(0, str(ROOT))  # experiments/ belongs to a clone
     import jax
 
@@ -341,7 +348,7 @@ def experiment(args: argparse.Namespace, rest: list[str]) -> int:
 
         if args.file:
             options = {"launcher": args.launcher, "num_workers": args.workers, "data_dir": args.data_dir}
-            run.run(args.file, **options, dry_run=args.dry_run)
+            run.run(args.file, **options, slurm_options=slurm_options, dry_run=args.dry_run)
         if not args.dry_run:
             print(f"written: {write_page()}")
     finally:

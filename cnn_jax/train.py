@@ -8,6 +8,7 @@ leads to a collective is taken by all of them alike.
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,12 @@ from cnn_jax.step import make_train_step
 from cnn_jax.workdir import flat, locked, open_workdir, to_plain
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(
+    config: ConfigDict, workdir: Path, watch: Callable[[float, dict[str, Any]], None] = lambda epoch, metrics: None
+) -> dict[str, Any]:
     """Trains to the end, or on from where `workdir` stands, and returns the run's record.
+
+    watch(epoch, metrics): told every score of the validation split; it may raise Interrupted to stop the run.
 
     Raises Interrupted after SIGTERM or Ctrl-C, with everything saved; Diverged; ValueError and OSError for what the user
     can mend. In each case run.json tells the status.
@@ -48,7 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                     records.write_json(workdir / "run.json", records.seal(before | {"config": to_plain(config)}))
                 return before
             with Checkpoints(workdir / "checkpoints") as checkpoints:
-                training = _Training(parts, workdir, checkpoints, interruption)
+                training = _Training(parts, workdir, checkpoints, interruption, watch)
                 training.restore(before)  # whatever fails until here leaves the workdir as it was
                 return training.run()
 
@@ -62,8 +67,11 @@ def _assembled(config: ConfigDict) -> Parts:
 class _Training:
     """What `run` holds in its hands: the parts, and how far they have come."""
 
-    def __init__(self, parts: Parts, workdir: Path, checkpoints: Checkpoints, interruption: Interruption):
+    def __init__(
+        self, parts: Parts, workdir: Path, checkpoints: Checkpoints, interruption: Interruption, watch: Callable
+    ):
         self.parts, self.workdir, self.checkpoints, self.interruption = parts, workdir, checkpoints, interruption
+        self.watch = watch
         self.recording, self.profiling = Recording(parts, workdir, parts.evaluator(), interruption.poll), False
         config = parts.config
         self.log_every, self.eval_every, self.save_every = boundaries(parts)
@@ -187,6 +195,7 @@ class _Training:
             f"step {self.step}  epoch {self.step / self.parts.steps_per_epoch:.1f}  validation "
             f"{headline} {metrics[headline]:.4f}  loss {metrics['loss']:.4f}"
         )
+        self.watch(self.step / self.parts.steps_per_epoch, metrics)
         return is_new_best
 
     def _save(self) -> None:

@@ -55,7 +55,7 @@ from typing import Any
 from cnn_jax.interruption import Interrupted
 from cnn_jax.records import write_json
 from cnn_jax.resolve import first_line
-from experiments.lab import local, summary
+from experiments.lab import local, search, slurm, summary
 from experiments.lab.jobs import Job
 from experiments.lab.plan import Plan, clock, make_plan, render
 from experiments.lab.question import ROOT, Question, load
@@ -65,7 +65,7 @@ RUNS = ROOT / "runs"
 MEMORY = "experiment.json"
 PLAIN_EVERY_S = 30.0  # between lines of progress where there is no terminal
 # What a launcher is, lab/jobs.py says; how it is called, lab/local.py.
-LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch}
+LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch, "slurm": slurm.launch}
 
 
 def run(
@@ -74,18 +74,30 @@ def run(
     launcher: str = "local",
     num_workers: int | None = None,
     data_dir: str | None = None,
+    slurm_options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Does what is left of an experiment, judges it, and writes its summary, which is returned; None for a dry run.
 
-    num_workers: None for as many as cores and memory allow. data_dir: where the data lie. Raises ValueError and
-    OSError with one line; Interrupted with everything saved.
+    num_workers: None for as many as cores and memory allow, or, on Slurm, MOST_JOBS. data_dir: where the data lie.
+    slurm_options: of sbatch. Raises ValueError and OSError with one line; Interrupted with everything saved.
     """
     question = load(file, data_dir)
     folder = RUNS / question.name
-    cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
+    options = dict(slurm_options or {})
+    if launcher == "slurm":
+        slurm.check_there()
+        num_workers = num_workers or slurm.MOST_JOBS
+        cores, accelerators = num_workers * slurm.cores_of(options), options.get("gpus_per_node", 0)
+    else:
+        cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
     if accelerators and num_workers is None:
         num_workers = accelerators  # one at a time on each
+    if question.search:
+        search.check_there()
+        print(
+            f"search: {question.search.settings}; the plan after it, with the middle of its space in place of the found"
+        )
     plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
     if dry_run:
         print(render(plan_now(num_workers, _memory(folder, question)["threads"])))
@@ -95,21 +107,24 @@ def run(
         plan = plan_now(num_workers, state["threads"])
         state["threads"] = plan.threads
         write_json(folder / MEMORY, state)
+        launch = functools.partial(
+            LAUNCHERS[launcher],
+            num_workers=plan.num_workers,
+            threads=plan.threads,
+            accelerators=accelerators,
+            lock=lock,
+            **({"options": options} if launcher == "slurm" else {}),
+        )
+        if question.search:
+            question = _searched(question, file, folder, state, launch, num_workers or max(1, cores // plan.threads))
+            plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
+            plan = plan_now(num_workers, state["threads"])
         print(render(plan), flush=True)
         errors: dict[str, str] = {}
         if plan.jobs:
             progress = Progress(plan, folder, state)
             try:
-                errors = LAUNCHERS[launcher](
-                    plan.jobs,
-                    folder,
-                    num_workers=plan.num_workers,
-                    threads=plan.threads,
-                    accelerators=accelerators,
-                    lock=lock,
-                    ended=progress.ended,
-                    tick=progress.tick,
-                )
+                errors = launch(plan.jobs, folder, ended=progress.ended, tick=progress.tick)
             except Interrupted:
                 progress.end()
                 print(f"To go on: {question.command}", flush=True)
@@ -118,6 +133,30 @@ def run(
             errors = {key: errors[job.folder] for job in plan.jobs if job.folder in errors for key in job.members}
             plan = plan_now(plan.num_workers, plan.threads)
         return conclude(plan, errors, state["seconds"] / 60)
+
+
+def _searched(
+    question: Question, file: str, folder: Path, state: dict[str, Any], launch: Callable[..., Any], num_workers: int
+) -> Question:
+    """The question once its search has ended; the search is done where it has not."""
+    place = folder / "search"
+    arguments = {
+        "file": str(question.path) + (f":{question.arg}" if question.arg else ""),
+        "data_dir": question.data_dir,
+    }
+    started = time.monotonic()
+    try:
+        found = search.find(
+            question.search, place, arguments, lambda jobs, **more: launch(jobs, place, **more), num_workers
+        )
+    except Interrupted:
+        print(f"To go on: {question.command}", flush=True)
+        raise
+    finally:
+        state["seconds"] += time.monotonic() - started
+        write_json(folder / MEMORY, state)
+    print(f"found: {found['overrides']}; its validation score is the best of many, and flatters: fresh seeds decide")
+    return load(file, question.data_dir, found)
 
 
 def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from experiments.lab.question import ROOT
 SUBMITTED = "slurm.json"  # in the experiment's folder: the Slurm job of each of our jobs, by its folder
 OUTCOME = "slurm_outcome.json"  # in a job's folder, when it has ended
 MINUTES = 240
+MOST_JOBS = 32  # at once, unless --workers says otherwise
+CORES = 2  # of a job, unless --slurm.cpus_per_task says otherwise
 ASK_S = 5.0  # between two looks at the queue
 FAREWELL_S = 120.0  # for cancelled jobs to save and leave the queue
 
@@ -50,7 +52,7 @@ class Task:
             os.kill(os.getpid(), signal.SIGTERM)
 
         signal.signal(signal.SIGUSR2, save)  # Slurm's word, 90 s before the time is up
-        event = worker._do(job)
+        event = worker.do_job(job)
         if event["interrupted"]:
             if is_time_up:
                 requeue(signal.SIGUSR2, None)  # submitit's: this does not return
@@ -64,6 +66,14 @@ class Task:
         return DelayedSubmission(self, job)
 
 
+def cores_of(options: Mapping[str, Any]) -> int:
+    """Of each job. Raises ValueError for what is no number of cores."""
+    cores = options.get("cpus_per_task", CORES)
+    if type(cores) is not int or cores < 1:
+        raise ValueError(f"--slurm.cpus_per_task={cores} must be an integer of at least 1")
+    return cores
+
+
 def slurm_id(environment: Mapping[str, str]) -> str:
     """This job's, as squeue shows it."""
     if "SLURM_ARRAY_JOB_ID" in environment:
@@ -74,7 +84,7 @@ def slurm_id(environment: Mapping[str, str]) -> str:
 def check_there() -> None:
     """Raises ValueError with the mend where there is no Slurm, or no submitit; OSError where Slurm does not answer."""
     if shutil.which("sbatch") is None:
-        raise ValueError("--launcher=slurm: there is no Slurm here (no sbatch on PATH); start it on a login node of a cluster")
+        raise ValueError("--launcher=slurm: there is no Slurm here (no sbatch on PATH); start it on a login node")
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("--launcher=slurm needs submitit; start with EXTRAS=slurm ./launch.sh experiment ...")
     queue()
@@ -152,7 +162,9 @@ def launch(
         print(f"{len(submitted)} jobs of an earlier start are in the queue: they are waited for", flush=True)
     with Interruption() as interruption:
         if left:
-            submitted |= zip([job.folder for job in left], submit(left, folder, num_workers, threads, options), strict=True)
+            submitted |= zip(
+                [job.folder for job in left], submit(left, folder, num_workers, threads, options), strict=True
+            )
         write_json(path, submitted)
         try:
             return _wait(by_folder, submitted, folder, ended, tick, interruption)
@@ -183,9 +195,11 @@ def _wait(
             for name, number in list(waiting.items()):
                 told = _outcome(Path(name), number)
                 missed[name] += told is None and number not in in_queue
-                if told is None and missed[name] < 3:  # a job that has just ended, or is put back, may be in neither place
+                if told is None and missed[name] < 3:  # just ended, or put back: it may be in neither place
                     continue
-                error = told["error"] if told else f"its Slurm job {number} ended without a word; see {folder}/slurm/{number}_*"
+                error = (
+                    told["error"] if told else f"Slurm job {number} ended without a word; see {folder}/slurm/{number}_*"
+                )
                 if error:
                     errors[name] = error
                 ended(jobs[name], error)
