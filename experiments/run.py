@@ -86,9 +86,9 @@ def run(
     folder = RUNS / question.name
     options = dict(slurm_options or {})
     if launcher == "slurm":
-        slurm.check_there()
         num_workers = num_workers or slurm.MOST_JOBS
         cores, accelerators = num_workers * slurm.cores_of(options), options.get("gpus_per_node", 0)
+        slurm.check_there()
     else:
         cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
     if accelerators and num_workers is None:

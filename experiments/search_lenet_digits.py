@@ -2,7 +2,8 @@
 
 Claim      : learning rate, momentum and weight decay found by 24 trials beat the recipe's own where it trains for 9 epochs.
 Source     : our recipe, configs/lenet_digits.py; the search, Bergstra et al. (NeurIPS 2011) and Li et al. (MLSys 2020).
-Expectation: test accuracy of the found above the recipe's, at 95% confidence over 5 paired seeds that the search did not see.
+Expectation: test accuracy of the found above the recipe's, at 95% confidence over 5 paired seeds that the search did not
+             see.
 Margin     : 0.5% of accuracy, about two of the 450 test pictures.
 Refuted if : the gain is below the margin beyond doubt.
 Cost       : 24 trials and 10 runs of at most 9 epochs, about 4 minutes on two cores.
