@@ -96,7 +96,7 @@ def run(
     if question.search:
         search.check_there()
         print(
-            f"search: {question.search.settings}; the plan after it, with the middle of its space in place of the found"
+            f"search: {question.search.described}; the runs after it, until it has ended with the middle of its space:"
         )
     plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
     if dry_run:

@@ -170,7 +170,10 @@ def test_two_processes_of_two_devices_train_as_one_process_does(together, tmp_pa
     ]
 
     # What is measured, to float32 accuracy.
-    lines = [[json.loads(line) for line in (w / "metrics.jsonl").open()] for w in (workdir, tmp_path / "alone")]
+    lines = [
+        [json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()]
+        for w in (workdir, tmp_path / "alone")
+    ]
     assert len(lines[0]) == len(lines[1])
     for one, other in zip(*lines, strict=True):
         assert (one["step"], one["split"]) == (other["step"], other["split"])

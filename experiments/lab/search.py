@@ -64,6 +64,12 @@ class Search:
     settings: dict[str, Any]
     source: str
 
+    @property
+    def described(self) -> str:
+        """The settings in words."""
+        told = ", ".join(f"{name} {value}" for name, value in self.settings.items() if name != "trials")
+        return f"{self.settings['trials']} trials ({told})"
+
     def middle(self) -> dict[str, Any]:
         """The overrides of the middle of the space: what a plan is made with while nothing is found."""
         return self.propose(_Middle())

@@ -149,7 +149,7 @@ def test_another_search_is_not_taken_for_this(folder):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"trails": 3}, r"SEARCH has no 'trails' \(did you mean trials\?\); it takes trials, seed"),
+        ({"trails": 3}, r"SEARCH has no 'trails' \(did you mean 'trials'\?\); it takes trials, seed"),
         ({"trials": 0}, "SEARCH needs trials and first_epochs of at least 1"),
         ({"trials": "9"}, "SEARCH trials='9' must be of type int"),
         ({"sampler": "grid"}, "SEARCH sampler='grid' is unknown; there are random, tpe"),
