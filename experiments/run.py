@@ -125,8 +125,6 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
     question = plan.question
     failed = {run.label: _why(plan, run.key, errors) for run in question.runs if _status(plan, run.key) != "finished"}
     finished = len(question.runs) - len(failed)
-    for label, why in failed.items():
-        print(f"no result: {label}: {why}")
     if any(os.strerror(errno.ENOSPC) in why for why in failed.values()):
         raise OSError(
             f"the disk of {plan.folder} is full; {finished} of {len(question.runs)} runs are kept; "
@@ -135,6 +133,9 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
     if not finished:
         label, why = next(iter(failed.items()))
         raise ValueError(f"{question.shown_path}: all {len(failed)} runs failed; the first, {label}: {why}")
+    for why in dict.fromkeys(failed.values()):
+        first, *others = (label for label, told in failed.items() if told == why)
+        print(f"no result: {first}{f' and {len(others)} more' if others else ''}: {why}")
     verdict = _judged(question, results_of(plan))
     made = summary.make_summary(plan, verdict, failed, minutes)
     path = summary.write_summary(made)
