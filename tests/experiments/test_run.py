@@ -89,12 +89,17 @@ def test_more_seeds_leave_what_is_done_and_a_shared_run_is_done_once(place, done
     assert told["groups"]["slow"] == told["groups"]["also slow"] and told["n"] == 3 and told["num_runs"] == 6
 
 
-def test_goes_on_past_a_run_that_diverges_and_past_one_that_fails(place, capsys, monkeypatch):
+def test_goes_on_past_a_run_that_diverges(place, done, capsys):
+    shutil.copytree(done, place / "runs")
     body = BODY.replace('("slow", 0.001))', '("slow", 0.001), ("wild", 1e20))')
     told = run.run(str(write(place, body)))
     assert told["num_runs"] == 6 and set(told["failed"]) == {"wild, seed 0", "wild, seed 1"}
     assert told["groups"]["wild"]["runs"]["0"]["status"] == "diverged"
     assert "no result: wild, seed 1: diverged at step" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_goes_on_past_a_run_that_fails_and_tries_it_again(place, monkeypatch):
     monkeypatch.setattr("experiments.lab.packing.START_S", 0.0)  # a job for each seed
     calls = []
 
