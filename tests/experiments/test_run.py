@@ -232,7 +232,7 @@ def workers_of(process):
 
 JOB_AND_RUN = slice(-3, -1)
 # Two jobs, so that two workers are busy.
-TWO_PROGRAMS = BODY.replace('"batch_size": 16, ', "").replace(
+TWO_PROGRAMS = BODY.replace('"batch_size": 16, ', '"checkpoint.every_epochs": 2.5, ').replace(
     'overrides={"optim.lr": lr', 'overrides={"batch_size": {"fast": 16, "slow": 20}[group]'
 )
 
@@ -242,7 +242,7 @@ def test_workers_of_processes_and_a_ctrl_c(tmp_path):
     """Two workers, stopped while they train: all is saved, and it says how to go on."""
     file = write(
         tmp_path,
-        TWO_PROGRAMS.replace("SHORT = {", 'SHORT = {"checkpoint.every_epochs": 100.0, ').replace("2.0", "300.0"),
+        TWO_PROGRAMS.replace("2.5", "100.0").replace("2.0", "300.0"),
     )
     process = start(tmp_path, file, "--workers=2")
     while not list(tmp_path.glob("runs/ask/*/*/metrics.jsonl")):
@@ -274,7 +274,7 @@ def test_killed_anywhere(tmp_path):
         place.mkdir()
         write(place, body)
     process = start(straight, straight / "ask.py", "--workers=2")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, (out, err)
     draw, finished = random.Random(0), {}
     for _ in range(5):
@@ -290,7 +290,7 @@ def test_killed_anywhere(tmp_path):
             if record["status"] == "finished":
                 finished.setdefault(name, record["record_sha256"])
     process = start(cut, cut / "ask.py", "--workers=2")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, (out, err)
     want = {
         name: (record["params_sha256"], record["metrics"]) for name, record in records(straight, JOB_AND_RUN).items()
@@ -304,15 +304,15 @@ def test_killed_anywhere(tmp_path):
 
 @pytest.mark.full
 def test_a_worker_that_is_killed_takes_its_job_with_it_and_the_rest_go_on(tmp_path):
-    file = write(tmp_path, TWO_PROGRAMS.replace("2.0", "100.0"))
+    file = write(tmp_path, TWO_PROGRAMS.replace("2.0", "40.0"))
     process = start(tmp_path, file, "--workers=2")
     while len(workers_of(process)) < 2 or not list(tmp_path.glob("runs/ask/*/*/metrics.jsonl")):
         time.sleep(0.05)
     os.kill(workers_of(process)[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1 and "its process ended by signal 9" in out and "no finished run of group" in err
     process = start(tmp_path, file, "--workers=2")
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0 and "4 of 4 runs" in out, (out, err)
 
 
