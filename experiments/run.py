@@ -33,9 +33,11 @@ are off.
 judge(results): results[group][seed] is the run's record (run.json as a dict) with "workdir", so that metrics.jsonl and the
 trained network (`cnn_jax.workdir.load_run`) are at hand; of finished runs only. It returns a `verdicts.Verdict`.
 
-Records lie under runs/<experiment>/, in a folder a job (lab/jobs.py): a run that has ended is not done again, one that was
+Records lie under runs/<experiment>/, in a folder a job (lab/jobs.py): a population where runs share a program, else a run
+(lab/packing.py says which go together). A run is known by its config: one that has ended is not done again, one that was
 cut off goes on from its newest checkpoint, wherever and whenever this process or its workers were killed. A run that
-failed is tried again at the next start, one that diverged is not. The summary goes to experiments/results/, and the page
+failed is tried again at the next start, one that diverged is not. All starts of an experiment give a worker the same
+number of threads, on which the CPU's last bits hang. The summary goes to experiments/results/, and the page
 experiments/README.md is made anew (lab/summary.py).
 """
 
@@ -164,8 +166,6 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
     question = plan.question
     failed = {run.label: _why(plan, run.key, errors) for run in question.runs if _status(plan, run.key) != "finished"}
     finished = len(question.runs) - len(failed)
-    for label, why in failed.items():
-        print(f"no result: {label}: {why}")
     if any(os.strerror(errno.ENOSPC) in why for why in failed.values()):
         raise OSError(
             f"the disk of {plan.folder} is full; {finished} of {len(question.runs)} runs are kept; "
@@ -174,6 +174,9 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
     if not finished:
         label, why = next(iter(failed.items()))
         raise ValueError(f"{question.shown_path}: all {len(failed)} runs failed; the first, {label}: {why}")
+    for why in dict.fromkeys(failed.values()):
+        first, *others = (label for label, told in failed.items() if told == why)
+        print(f"no result: {first}{f' and {len(others)} more' if others else ''}: {why}")
     verdict = _judged(question, results_of(plan))
     made = summary.make_summary(plan, verdict, failed, minutes)
     path = summary.write_summary(made)
