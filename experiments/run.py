@@ -39,6 +39,8 @@ cut off goes on from its newest checkpoint, wherever and whenever this process o
 failed is tried again at the next start, one that diverged is not. All starts of an experiment give a worker the same
 number of threads, on which the CPU's last bits hang. The summary goes to experiments/results/, and the page
 experiments/README.md is made anew (lab/summary.py).
+
+A file may search for settings before its runs: lab/search.py. Who does the work: lab/local.py, or on a cluster lab/slurm.py.
 """
 
 import contextlib
@@ -96,7 +98,6 @@ def run(
     if accelerators and num_workers is None:
         num_workers = accelerators  # one at a time on each
     if question.search:
-        search.check_there()
         print(
             f"search: {question.search.described}; the runs after it, until it has ended with the middle of its space:"
         )
@@ -104,6 +105,8 @@ def run(
     if dry_run:
         print(render(plan_now(num_workers, _memory(folder, question)["threads"])))
         return None
+    if question.search:
+        search.check_there()
     with _locked(folder) as lock:
         state = _memory(folder, question)
         plan = plan_now(num_workers, state["threads"])

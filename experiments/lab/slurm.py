@@ -97,16 +97,15 @@ def submit(jobs: Sequence[Job], folder: Path, num_workers: int, threads: int, op
     # A day's worth of goes: a job is done when its runs are.
     executor = submitit.SlurmExecutor(folder / "slurm", max_num_timeout=1000)
     settings = {"job_name": folder.name, "time": MINUTES, "cpus_per_task": threads} | dict(options)
-    cores = settings["cpus_per_task"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {"PYTHONPATH": path, "PJRT_NPROC": cores, "OMP_NUM_THREADS": cores}
+    environment = {"PYTHONPATH": path, "PJRT_NPROC": threads, "OMP_NUM_THREADS": threads}
     try:
         executor.update_parameters(
             **settings,
             array_parallelism=num_workers,
             additional_parameters={"requeue": True},
             setup=[f"export {name}='{value}'" for name, value in environment.items()],
-            srun_args=[f"--cpus-per-task={cores}"],  # which srun does not take from sbatch
+            srun_args=[f"--cpus-per-task={settings['cpus_per_task']}"],  # which srun does not take from sbatch
         )
     except (ValueError, TypeError) as error:
         known = "account, constraint, cpus_per_task, gpus_per_node, mem, nodelist, partition, qos, time and others of sbatch"
@@ -147,8 +146,8 @@ def launch(
     options: Mapping[str, Any],
     **of_one_machine: Any,
 ) -> dict[str, str]:
-    """Gets the jobs done, as `local.launch`. num_workers: jobs that may run at once. threads: cores of each, unless
-    `options`, of sbatch, say otherwise.
+    """Gets the jobs done, as `local.launch`. num_workers: jobs that may run at once. threads: of each, and
+    its cores, unless `options`, of sbatch, say otherwise.
 
     Raises ValueError for what Slurm refuses, OSError where it does not answer, Interrupted when all is saved.
     """
