@@ -209,7 +209,8 @@ def test_a_file_that_does_not_fit_its_search_is_one_line(tmp_path, capsys, chang
 
 def test_without_optuna_a_search_says_how_to_have_it(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("experiments.lab.search.importlib.util.find_spec", lambda name: None)
-    assert main(["experiment", str(write(tmp_path, SEARCHING)), "--dry_run"]) == 1
-    assert (
-        capsys.readouterr().err == "error: a search needs Optuna; start with EXTRAS=search ./launch.sh experiment ...\n"
-    )
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
+    assert main(["experiment", str(write(tmp_path, SEARCHING))]) == 1
+    err = capsys.readouterr().err
+    assert err == "error: a search needs Optuna; start with EXTRAS=search ./launch.sh experiment ...\n"
+    assert not (tmp_path / "runs").exists()
