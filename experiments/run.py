@@ -120,8 +120,14 @@ def run(
             lock=lock,
             **({"options": options} if launcher == "slurm" else {}),
         )
+        again = question.command + (f" --launcher={launcher}" if launcher != "local" else "")
         if question.search:
-            question = _searched(question, file, folder, state, launch, num_workers or max(1, cores // plan.threads))
+            num_searching = num_workers or max(1, cores // plan.threads)
+            try:
+                question = _searched(question, file, folder, state, launch, num_searching)
+            except Interrupted:
+                print(f"To go on: {again}", flush=True)
+                raise
             plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
             plan = plan_now(num_workers, state["threads"])
         print(render(plan), flush=True)
@@ -132,7 +138,7 @@ def run(
                 errors = launch(plan.jobs, folder, ended=progress.ended, tick=progress.tick)
             except Interrupted:
                 progress.end()
-                print(f"To go on: {question.command}", flush=True)
+                print(f"To go on: {again}", flush=True)
                 raise
             progress.end()
             errors = {key: errors[job.folder] for job in plan.jobs if job.folder in errors for key in job.members}
@@ -154,9 +160,6 @@ def _searched(
         found = search.find(
             question.search, place, arguments, lambda jobs, **more: launch(jobs, place, **more), num_workers
         )
-    except Interrupted:
-        print(f"To go on: {question.command}", flush=True)
-        raise
     finally:
         state["seconds"] += time.monotonic() - started
         write_json(folder / MEMORY, state)
