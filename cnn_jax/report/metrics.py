@@ -66,7 +66,9 @@ def run_curves(lines: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> list
         present = [split for split in SERIES if by_split[split]]
         rows = [{"series": split, **point} for split in present for point in by_split[split]]
         marked = [split for split in present if split != "train"]
-        charts.append(Chart(curves(rows, value=name, series=present, marked=marked), f"{name}: {', '.join(present)}"))
+        charts.append(
+            Chart(curves(rows, value=name, known=SERIES, marked=marked), f"{name}: {', '.join(present)}", "half")
+        )
     every = math.ceil(sum(line["split"] == "train" for line in lines) / MOST_POINTS)
     if every > 1:
         charts.append(Text(f"Each point of the training curves is the mean of {every} lines of metrics.jsonl."))
@@ -91,8 +93,7 @@ def group_curves(
             for group, run, lines, steps_per_epoch in runs
             for point in curve(lines, name, split, steps_per_epoch)
         ]
-        present = [group for group in groups if any(row["series"] == group for row in rows)]
-        charts.append(Chart(curves(rows, value=name, series=present), f"{name}, {split}, every run"))
+        charts.append(Chart(curves(rows, value=name, known=groups), f"{name}, {split}, every run", "half"))
     return charts
 
 

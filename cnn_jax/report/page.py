@@ -10,6 +10,7 @@ The same page gives the same bytes. All text is escaped, in HTML by Jinja, in sc
 import functools
 import json
 import os
+import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +30,14 @@ class Text:
 
 @dataclass(frozen=True)
 class Link:
-    """A cell that leads to a file, by its path relative to the page."""
+    """A cell that leads to a file, by its path relative to the page, with slashes."""
 
     text: str
-    href: str
+    path: str
+
+    @property
+    def href(self) -> str:
+        return "./" + urllib.parse.quote(self.path)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A Vega-Lite specification, with what it shows in words, for those who cannot see it."""
+    """A Vega-Lite specification, with what it shows in words. width: whole, half or narrow, of a wide page."""
 
     spec: dict[str, Any]
     title: str
+    width: str = "whole"
     kind: ClassVar[str] = "chart"
 
 

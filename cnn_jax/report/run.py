@@ -91,7 +91,7 @@ def _scores(record: Mapping[str, Any]) -> list[Section]:
     if matrix:
         if len(classes) <= MOST_CHARTED_CLASSES:
             title = "Confusions: how often each label (row) was taken for each class (column)"
-            blocks.append(Chart(confusion(matrix, classes), title))
+            blocks.append(Chart(confusion(matrix, classes), title, "narrow"))
         pairs = [[a, b, f"{times:,}"] for a, b, times in largest_confusions(matrix, list(classes), 10)]
         blocks.append(
             Table(("label", "taken for", "times"), pairs, frozenset({2})) if pairs else Text("Nothing was mistaken.")
@@ -183,7 +183,9 @@ def _as_word(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    """Integers whole, other numbers as they are in the record."""
+    """Integers whole, other numbers in six digits; all of them stand in the record."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return ", ".join(map(_number, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_number, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
