@@ -50,9 +50,6 @@ def curves(
         exponents = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
         axis = alt.Axis(format="~g", title="log scale", values=[10.0**exponent for exponent in exponents])
     has_lines = any("line" in row for row in rows)
-    told = [alt.Tooltip("line:N")] if has_lines else [alt.Tooltip("series:N")]
-    told += [alt.Tooltip("step:Q", format=","), alt.Tooltip("epoch:Q", format=".4~g")]
-    told += [alt.Tooltip("value:Q", format=".3%" if is_share else ".5~g", title=value)]
     places = [list(known).index(name) for name in order]
     colours = [COLOURS[place % len(COLOURS)] for place in places]
     # Beyond the colours that there are, one comes again with another dash and shape.
@@ -75,7 +72,8 @@ def curves(
     near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
     is_marked = alt.FieldOneOfPredicate(field="series", oneOf=list(marked))
     size = alt.when(near).then(alt.value(110)).when(is_marked).then(alt.value(45)).otherwise(alt.value(0))
-    dots = base.mark_point(filled=True, opacity=1).encode(size=size, tooltip=told)
+    # The row as it is: under `nearest`, Vega-Lite 6.4 looks for a tooltip's words in the wrong place.
+    dots = base.mark_point(filled=True, opacity=1, tooltip=alt.TooltipContent("data")).encode(size=size)
     if not has_lines:
         shape = alt.Shape("series:N", scale=alt.Scale(domain=order, range=shapes), sort=order, legend=legend)
         dots = dots.encode(shape=shape)

@@ -15,7 +15,7 @@ from cnn_jax.report.page import Chart, Folded, Link, Page, Section, Table, Text
 
 TONES = {"supported": "good", "refuted": "bad"}
 CURVES = ("loss", "accuracy")
-STATEMENTS = ("claim", "source", "expectation", "margin", "refuted_if", "cost")
+STATEMENTS = ("source", "expectation", "margin", "refuted_if", "cost")
 READING = (
     "In each row, from above: the mean difference with its 95% t interval, which decides; the bootstrap's interval; every "
     "pair of runs, a circle a seed. The claim is supported above one of the long ticks and refuted below the other, beyond "

@@ -46,7 +46,7 @@ def values_of(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 def curve(
     lines: Sequence[Mapping[str, Any]], name: str, split: str, steps_per_epoch: int
 ) -> list[dict[str, float | int]]:
-    """{"step", "epoch", "value"} of one value on one split.
+    """{"step", "epoch", "value"} of one value on one split, in six digits: they are shown as they are.
 
     Of more than MOST_POINTS the training's are averaged over equally many lines each: a line is such a mean already.
     """
@@ -55,7 +55,10 @@ def curve(
     if every > 1 and split == "train":
         windows = [points[i : i + every] for i in range(0, len(points), every)]
         points = [(window[-1][0], math.fsum(value for _, value in window) / len(window)) for window in windows]
-    return [{"step": step, "epoch": step / steps_per_epoch, "value": value} for step, value in points]
+    return [
+        {"step": step, "epoch": float(f"{step / steps_per_epoch:.6g}"), "value": float(f"{value:.6g}")}
+        for step, value in points
+    ]
 
 
 def run_curves(lines: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> list[Chart | Text]:
@@ -65,6 +68,10 @@ def run_curves(lines: Sequence[Mapping[str, Any]], steps_per_epoch: int) -> list
         by_split = {split: curve(lines, name, split, steps_per_epoch) for split in SERIES}
         present = [split for split in SERIES if by_split[split]]
         rows = [{"series": split, **point} for split in present for point in by_split[split]]
+        values = {row["value"] for row in rows}
+        if len(values) == 1 and len(rows) > 1:
+            charts.append(Text(f"{name} is {values.pop():g} throughout, for {', '.join(present)}."))
+            continue
         marked = [split for split in present if split != "train"]
         charts.append(
             Chart(curves(rows, value=name, known=SERIES, marked=marked), f"{name}: {', '.join(present)}", "half")
