@@ -209,12 +209,7 @@ def demo(args: argparse.Namespace, rest: list[str]) -> int:
     """No verb: the digits recipe, in runs/ of the clone."""
     workdir = ROOT / "runs" / "lenet_digits"
     _train(load_config("configs/lenet_digits.py", []), workdir)
-    try:
-        _write_report(workdir)
-    except Exception as error:  # the run is finished, and stays so
-        from cnn_jax.resolve import first_line
-
-        print(f"warning: no page was written: {first_line(error)}", file=sys.stderr)
+    _add_report(workdir)
     return 0
 
 
@@ -326,6 +321,16 @@ def _write_report(workdir: Path) -> None:
 
     path = write_report(workdir)
     print(f"its page: {os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path}")
+
+
+def _add_report(workdir: Path) -> None:
+    """As `_write_report`, of what is finished, and stays so: an error is a warning."""
+    try:
+        _write_report(workdir)
+    except Exception as error:
+        from cnn_jax.resolve import first_line
+
+        print(f"warning: no page was written: {first_line(error)}", file=sys.stderr)
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> int:

@@ -186,6 +186,8 @@ def _number(value: Any) -> str:
     """Integers whole, other numbers in six digits; all of them stand in the record."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_number(item)}" for name, item in value.items())
     if isinstance(value, list):
         return ", ".join(map(_number, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

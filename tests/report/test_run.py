@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from cnn_jax.recipe import base_fields
+from cnn_jax.report import run as module
 from cnn_jax.report.page import render
 from cnn_jax.report.run import run_page
 from cnn_jax.workdir import flat
@@ -24,6 +25,16 @@ def leaves(value):
     if isinstance(value, dict):
         return [leaf for child in value.values() for leaf in leaves(child)]
     return [leaf for child in value for leaf in leaves(child)] if isinstance(value, list) else [value]
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Spares a test a compilation."""
+
+    def none(workdir, macs):
+        raise ValueError("none are wanted")
+
+    monkeypatch.setattr(module, "hardest", none)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +96,7 @@ def test_the_page_is_the_same_each_time_and_stands_alone(trained, page):
     assert 0.8e6 < len(page) < 1.5e6
 
 
-def test_hostile_names_of_classes_are_text(workdir):
+def test_hostile_names_of_classes_are_text(workdir, without_pictures):
     names = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>"]
     edit(workdir, lambda record: record.update(classes=names))
     html = render(run_page(workdir))
@@ -96,7 +107,7 @@ def test_hostile_names_of_classes_are_text(workdir):
 
 
 @pytest.mark.parametrize(("status", "tone"), [("running", "plain"), ("interrupted", "plain"), ("diverged", "bad")])
-def test_a_run_that_has_not_finished_says_how_far_it_is(workdir, status, tone):
+def test_a_run_that_has_not_finished_says_how_far_it_is(workdir, without_pictures, status, tone):
     def stop(record):
         for name in ("metrics", "params_sha256", "best"):
             del record[name]
@@ -145,7 +156,7 @@ def test_a_network_that_is_no_more_leaves_the_rest(workdir):
     assert "No pictures: the network cannot be built" in read.text and len(read.charts) > 3
 
 
-def test_a_record_of_an_older_base(workdir):
+def test_a_record_of_an_older_base(workdir, without_pictures):
     edit(workdir, lambda record: record["config"].pop("freeze"))
     text = Read(render(run_page(workdir))).text
     assert "does not have: freeze.is_annealed, freeze.patterns." in text
