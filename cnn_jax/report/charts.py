@@ -62,20 +62,23 @@ def curves(
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X("step:Q", axis=alt.Axis(format="~s", title="step", grid=False, tickCount=6)),
         y=alt.Y("value:Q", scale=scale, axis=axis),
-        color=alt.Color("series:N", scale=alt.Scale(domain=order, range=colours), sort=order, legend=legend),
+        color=alt.Color("series:N", scale=alt.Scale(domain=order, range=colours), legend=legend),
         **({"detail": "line:N"} if has_lines else {}),
     )
-    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=order, range=dashes), sort=order, legend=legend)
+    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=order, range=dashes), legend=legend)
     lines = base.mark_line(strokeWidth=1.5 if has_lines else 2, opacity=0.75 if has_lines else 1).encode(
         strokeDash=dash
     )
-    near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", empty=False)
+    fields = ["line" if has_lines else "series", "step"]  # or Vega-Lite would number the rows, and show that
+    near = alt.selection_point(
+        name="near", fields=fields, nearest=True, on="pointerover", clear="pointerout", empty=False
+    )
     is_marked = alt.FieldOneOfPredicate(field="series", oneOf=list(marked))
     size = alt.when(near).then(alt.value(110)).when(is_marked).then(alt.value(45)).otherwise(alt.value(0))
     # The row as it is: under `nearest`, Vega-Lite 6.4 looks for a tooltip's words in the wrong place.
     dots = base.mark_point(filled=True, opacity=1, tooltip=alt.TooltipContent("data")).encode(size=size)
     if not has_lines:
-        shape = alt.Shape("series:N", scale=alt.Scale(domain=order, range=shapes), sort=order, legend=legend)
+        shape = alt.Shape("series:N", scale=alt.Scale(domain=order, range=shapes), legend=legend)
         dots = dots.encode(shape=shape)
     dots = dots.properties(name="dots").add_params(near)  # named first, or Altair would count
     return plain(alt.layer(lines, dots), 260)
