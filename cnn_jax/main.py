@@ -111,6 +111,12 @@ def make_parser() -> argparse.ArgumentParser:
         "       %(prog)s --compare [--format=table,json] [--plot=FILE]\n"
         "       %(prog)s --write_docs"
     )
+    report = add(
+        "report", "one offline HTML page of a run, a population or an experiment: curves, mistakes, config, costs"
+    )
+    report.add_argument(
+        "workdir", type=workdir, metavar="DIR", help="what it is about, and where report.html is written"
+    )
     prepare = add("prepare", "downloads a data set, or takes your originals, and writes it for fast reading by index")
     prepare.add_argument("dataset", metavar="DATASET", help="e.g. cifar10, imagenet, image_folder")
     prepare.add_argument("--source", type=workdir, metavar="PATH", help="originals; without it they are downloaded")
@@ -141,7 +147,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, prepare, experiment, test)}
+        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, report, prepare, experiment, test)}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -214,7 +220,9 @@ def _train_population(config: Any, grid: dict[str, list], args: argparse.Namespa
 
 def demo(args: argparse.Namespace, rest: list[str]) -> int:
     """No verb: the digits recipe, in runs/ of the clone."""
-    _train(load_config("configs/lenet_digits.py", []), ROOT / "runs" / "lenet_digits")
+    workdir = ROOT / "runs" / "lenet_digits"
+    _train(load_config("configs/lenet_digits.py", []), workdir)
+    _add_report(workdir)
     return 0
 
 
@@ -315,6 +323,30 @@ def analyze(args: argparse.Namespace, rest: list[str]) -> int:
     )
     print(json.dumps(description) if args.format == "json" else render(description))
     return 0
+
+
+def report(args: argparse.Namespace, rest: list[str]) -> int:
+    """`report DIR`."""
+    configure_jax()
+    _write_report(args.workdir)
+    return 0
+
+
+def _write_report(workdir: Path) -> None:
+    from cnn_jax.report.write import write_report
+
+    path = write_report(workdir)
+    print(f"its page: {os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path}")
+
+
+def _add_report(workdir: Path) -> None:
+    """As `_write_report`, of what is finished, and stays so: an error is a warning."""
+    try:
+        _write_report(workdir)
+    except Exception as error:
+        from cnn_jax.resolve import first_line
+
+        print(f"warning: no page was written: {first_line(error)}", file=sys.stderr)
 
 
 def prepare(args: argparse.Namespace, rest: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -47,6 +48,14 @@ def load_config(config: str, overrides: list[str]) -> Any:
         section = functools.reduce(lambda section, name: section[name], sections, value)
         section[last] = parse_value(f"--config.{key}", text, section[last])
     return value
+
+
+def base_fields() -> dict[str, Any]:
+    """The fields that every recipe starts from, with their defaults, by dotted name."""
+    from cnn_jax.workdir import flat
+
+    sys.path.insert(0, str(ROOT))
+    return flat(importlib.import_module("configs.common").base())
 
 
 def split_members(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

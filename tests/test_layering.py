@@ -27,6 +27,9 @@ HOME_OF = {  # who alone may import it
     "sklearn": ("data",),
     "tensorboard": ("records",),
     "matplotlib": ("architecture_plot",),
+    "altair": ("report",),
+    "vl_convert": ("report",),
+    "jinja2": ("report",),
 }
 STEP_MAY_IMPORT = {"jax", "flax", "optax"}
 PACKAGE = sorted((ROOT / "cnn_jax").rglob("*.py"))
