@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, report, prepare, experiment, test)}
+        by_name = (train, evaluate, predict, analyze, report, prepare, experiment, test)
+        verbs = {verb.__name__: verb for verb in by_name}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -211,6 +212,10 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _train_population(config: Any, grid: dict[str, list], args: argparse.Namespace) -> int:
     configure_jax()
+    from cnn_jax.processes import arguments
+
+    if arguments(os.environ) is not None:
+        raise UsageError("a population trains in one process: start it once, or with PROCESSES=1")
     from cnn_jax.population import run
     from cnn_jax.summary import population_summary
 
