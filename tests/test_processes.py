@@ -178,7 +178,7 @@ def test_two_processes_of_two_devices_train_as_one_process_does(together, tmp_pa
     assert len(lines[0]) == len(lines[1])
     for one, other in zip(*lines, strict=True):
         assert (one["step"], one["split"]) == (other["step"], other["split"])
-        np.testing.assert_allclose(one["loss"], other["loss"], rtol=2e-6 if one["step"] <= 4 else 1e-3, atol=1e-7)
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=2e-6 if one["step"] <= 4 else 1e-3, atol=1e-5)
 
     # The evaluation, exactly: of the network that they trained, one process counts the same.
     run_of_two = load_run(workdir)
