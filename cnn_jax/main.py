@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cnn_jax import interchange
 from cnn_jax.recipe import (
     OVERRIDE_OF_MODEL,
     UsageError,
@@ -112,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--short_side", type=int, metavar="N", help="reduces larger pictures to it, as JPEG, quality 90"
     )
+    interchange.add_import_weights(add)
+    interchange.add_export(add)
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
     test.epilog = "Further arguments go to pytest, e.g. -k lenet."
@@ -124,12 +127,14 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze"):
+        if rest and args.verb not in ("train", "test", "analyze", "import-weights"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, prepare, test)}
-        return verbs.get(args.verb, demo)(args, rest)
+        verbs = {
+            verb.__name__: verb for verb in (train, evaluate, predict, analyze, prepare, import_weights, export, test)
+        }
+        return verbs.get((args.verb or "").replace("-", "_"), demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -307,6 +312,18 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> int:
 
     run(args.dataset, args.source, args.dir, args.short_side)
     return 0
+
+
+def import_weights(args: argparse.Namespace, rest: list[str]) -> int:
+    """`import-weights MODEL[:VARIANT] FILE --workdir=DIR`."""
+    configure_jax()
+    return interchange.import_weights(args, rest)
+
+
+def export(args: argparse.Namespace, rest: list[str]) -> int:
+    """`export DIR --format=FORMAT`."""
+    configure_jax()
+    return interchange.export(args, rest)
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:
