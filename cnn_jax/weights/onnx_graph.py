@@ -1,7 +1,8 @@
 """A traced function as an ONNX graph, of the operations that the networks here consist of when they predict.
 
-The program is that of `jax.make_jaxpr`, with any number of pictures as its first axis, written out flat by `analysis.walk`,
-which takes of several forms the one for no platform in particular. What depends on no argument is computed here, once.
+The program is that of `jax.make_jaxpr`, written out flat by `analysis.walk`, which takes of several forms the one for no
+platform in particular. It is traced for N pictures; N is a prime of which no other length is a multiple, so that it is told
+from these, and becomes any number. What depends on no argument is computed here, once.
 ONNX is by https://onnx.ai/onnx/operators, operator set 17; its convolutions have channels first, ours last: those are
 turned there and back, which runtimes cancel between neighbours.
 
@@ -22,6 +23,7 @@ from cnn_jax.analysis.constant_folding import folded_constants
 from cnn_jax.analysis.walk import Value, Visit, walk
 
 OPSET = 17
+N = 5077
 LARGEST = 2**31 - 2**20  # bytes: a protocol buffer ends there
 ELEMENTWISE = {
     "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "exp": "Exp",
@@ -51,9 +53,10 @@ class Graph:
 
 def make_graph(function: Callable, shape: tuple[int, ...]) -> Graph:
     """The graph of `function`, of float32 pictures (n, *shape). Raises ValueError for what has no counterpart here."""
-    (n,) = jax.export.symbolic_shape("n")
-    program = walk(jax.make_jaxpr(function)(jax.ShapeDtypeStruct((n, *shape), jnp.float32)))
-    builder = _Builder(folded_constants(program))
+    program = walk(jax.make_jaxpr(function)(jax.ShapeDtypeStruct((N, *shape), jnp.float32)))
+    constants = folded_constants(program)
+    # A constant for each picture is broadcast by the graph: here it would be N times as large.
+    builder = _Builder(lambda value: None if N in value.shape else constants(value))
     builder.names[program.inputs[0]] = "image"
     for visit in program.visits:
         builder.visit(visit)
@@ -132,8 +135,8 @@ class _Builder:
 
     def visit(self, visit: Visit) -> None:
         out = visit.outputs[0]
-        if self.known_of(visit):
-            return
+        if self.known(out) is not None:
+            return  # it is computed where it is used
         kind = visit.primitive
         if kind in SAME:
             self.names[out] = self.name(visit.inputs[0])
@@ -147,11 +150,6 @@ class _Builder:
                 f"the network has the operation {kind}, which the ONNX export lacks; take --format=stablehlo"
             )
 
-    def known_of(self, visit: Visit) -> bool:
-        """Whether the results depend on no argument: they are computed where they are used."""
-        shapes = [dim for value in visit.outputs for dim in value.shape]
-        return all(type(dim) is int for dim in shapes) and self.known(visit.outputs[0]) is not None
-
     def elementwise(self, visit: Visit, kind: str) -> None:
         out = visit.outputs[0]
         self.names[out] = self.emit(kind, [self.name(value) for value in visit.inputs])
@@ -160,9 +158,9 @@ class _Builder:
             self.stretched.add(out)
 
     def reshaped(self, name: str, shape: tuple) -> str:
-        """To a shape of which one axis at most is symbolic."""
-        sizes = [dim if type(dim) is int else -1 for dim in shape]
-        if sizes.count(-1) > 1:
+        """To a shape whose first axis may be N."""
+        sizes = [-1 if axis == 0 and dim == N else dim for axis, dim in enumerate(shape)]
+        if any(dim and dim % N == 0 for dim in sizes):
             raise ValueError("the network has a shape that the ONNX export cannot express; take --format=stablehlo")
         return self.emit("Reshape", [name, self.constant(np.array(sizes, np.int64))])
 

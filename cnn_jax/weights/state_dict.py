@@ -87,10 +87,11 @@ def read_state_dict(path: Path, key: str | None = None, prefix: str = "") -> Sta
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a `.safetensors` file: the whole of it or nothing."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with whole(path) as partial:
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, dict(metadata))
+        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata))
+        partial.write_bytes(data)  # save_file would let nobody else read it
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ DTYPES = {"F32": np.float32, "I64": np.int64}
 
 
 def make(library: str, name: str, seed: int) -> torch.nn.Module:
-    """A network as its library draws it, its normalisations of statistics, scales and biases that show."""
+    """A network with convolutions by He's rule, and normalisations of statistics, scales and biases that show."""
     torch.manual_seed(seed)
     if library == "timm":
         import timm
@@ -26,9 +26,11 @@ def make(library: str, name: str, seed: int) -> torch.nn.Module:
         model = timm.create_model(name, pretrained=False)
     else:
         # transform_input is what torchvision sets where it loads its published weights.
-        options = {"transform_input": True, "init_weights": True} if name == "googlenet" else {}
+        options = {"transform_input": True, "init_weights": False} if name == "googlenet" else {}
         model = torchvision.models.get_model(name, weights=None, **options)
     for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d):  # or what tells pictures apart fades from layer to layer
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(layer.running_mean, 0, 0.2)
             torch.nn.init.uniform_(layer.running_var, 0.5, 1.5)
