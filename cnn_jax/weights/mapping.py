@@ -51,15 +51,23 @@ def their_names(variables: PyTree, naming: Naming | None) -> dict[tuple[str, ...
     return names
 
 
+def their_shapes(variables: PyTree, naming: Naming | None) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shape that each of our leaves has there, by its path in `variables`."""
+    return {
+        path: _their_shape(path, leaf.shape, naming) for path, leaf in traverse_util.flatten_dict(variables).items()
+    }
+
+
 def to_variables(arrays: Mapping[str, np.ndarray], shapes: PyTree, naming: Naming | None) -> PyTree:
     """Variables of `shapes` (as of `jax.eval_shape`), float32, with the values of `arrays` by their names.
 
     Raises ValueError with the first names and shapes that do not fit, ours and theirs, and how many there are.
     """
     names, leaves = their_names(shapes, naming), traverse_util.flatten_dict(shapes)
+    expected_shapes = their_shapes(shapes, naming)
     missing, other = [], []
     for path, name in names.items():
-        expected = _their_shape(path, leaves[path].shape, naming)
+        expected = expected_shapes[path]
         if name not in arrays:
             missing.append(name)
         elif arrays[name].shape != expected or arrays[name].dtype != np.float32:

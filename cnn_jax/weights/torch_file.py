@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -102,7 +102,7 @@ def read_torch_file(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged pickle or archive may raise anything
-        what = str(error) or "it ends too soon"
+        what = next(iter(str(error).splitlines()), "it ends too soon")
         raise ValueError(f"{path} is no whole file of torch.save ({what}); fetch it again") from None
 
 
@@ -134,7 +134,7 @@ def _read_zip(path: Path) -> Any:
     return _Unpickler(io.BytesIO(text), storage_of).load()
 
 
-def _read_legacy(file: BinaryIO, path: Path) -> Any:
+def _read_legacy(file: io.BufferedIOBase, path: Path) -> Any:
     def plain() -> Any:
         return _Unpickler(file, _no_storage).load()
 
@@ -211,7 +211,7 @@ ALLOWED = {  # what a pickle may name, and gets
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, storage_of: Callable[[np.dtype, str, int], Storage]):
+    def __init__(self, file: io.BufferedIOBase, storage_of: Callable[[np.dtype, str, int], Storage]):
         super().__init__(file, encoding="utf-8")
         self._storage_of = storage_of
 

@@ -45,7 +45,7 @@ def cases() -> dict[str, object]:
         "booleans": {"a": numbers > 0.5},
         "views": {"column": numbers[:, 1], "transposed": numbers.T, "part": numbers[1:, 2:], "whole": numbers},
         "parameter": {"a": nn.Parameter(numbers)},
-        "number": {"a": torch.tensor(2.5), "empty": torch.zeros(0, 3)},
+        "number": {"a": torch.tensor(2.5), "empty": torch.zeros(0)},
         "checkpoint": {
             "epoch": 3,
             "best_prec1": 91.5,
