@@ -213,11 +213,12 @@ def make_sources(data: ConfigDict) -> dict[str, Source]:
 
 def recorded_info(record: dict[str, Any]) -> SourceInfo:
     """The data set's facts as a run.json tells them."""
+    told = record["preprocessing"].items()
     return SourceInfo(
         name=record["dataset"]["name"],
         classes=tuple(record["classes"]),
         image_shape=tuple(record["input_shape"]),
-        preprocessing=record["preprocessing"],
+        preprocessing={name: tuple(value) if isinstance(value, list) else value for name, value in told},
         checksum=record["dataset"]["checksum"],
     )
 

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import records
-from cnn_jax.assemble import Parts, assemble
+from cnn_jax.assemble import Parts, assemble, recorded_info
 from cnn_jax.checkpoint import Checkpoints
 
 # A run may go on under another value of these: they change how long it is and what it tells, or where its data lie.
@@ -139,7 +139,7 @@ def _with_imported(parts: Parts, record: dict[str, Any], workdir: Path) -> Parts
         raise ValueError(
             f"{workdir} has the classes of {parts.info.name} in another order: class {i} is {theirs[i]!r}, {ours[i]!r} here"
         )
-    return replace(parts, info=replace(parts.info, preprocessing=record["preprocessing"]))
+    return replace(parts, info=replace(parts.info, preprocessing=recorded_info(record).preprocessing))
 
 
 def record_config(record: dict[str, Any]) -> ConfigDict:

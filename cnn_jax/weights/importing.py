@@ -65,7 +65,8 @@ def import_config(
         known = ", ".join(paper.VARIANTS)
         raise ValueError(f"{name} has no variant {variant!r}{nearest(variant, paper.VARIANTS)}; it has: {known}")
     config.model.name, config.model.variant = name, variant
-    config.optim.momentum = 0.0  # nothing is trained here: there is no velocity to keep
+    # Nothing is trained here: there is no velocity to keep, and a data set may be as small as it likes.
+    config.optim.momentum, config.batch_size = 0.0, 1
     recipe = recipe or _exported(state).get("config")
     if recipe is not None:
         config.task, config.loss, config.eval = recipe.task, recipe.loss, recipe.eval
@@ -171,7 +172,7 @@ def _facts(config: ConfigDict, paper: Any, state: StateDict, naming: Naming | No
     if any(value <= 0 for value in preprocessing.get("std", ())):
         raise ValueError(f"--std={tuple(preprocessing['std'])} must be above 0")
     return {
-        "dataset": {"name": config.data.name.removeprefix("data."), "checksum": None},
+        "dataset": {"name": config.data.name.removeprefix("data."), "checksum": ""},
         "classes": list(classes),
         "input_shape": shape,
         "preprocessing": preprocessing,

@@ -35,20 +35,21 @@ def namings_of(paper: ModuleType, module: Any) -> tuple[dict[str, Naming], list[
 
 
 def their_names(variables: PyTree, naming: Naming | None) -> dict[tuple[str, ...], str]:
-    """Their name of each of our leaves, by its path in `variables` (arrays or shapes); None: our own names.
+    """Their name of each of our leaves, by its path in `variables` (arrays or shapes), in order of the forward pass.
+
+    None: our own names.
 
     Raises ValueError for a leaf that the naming lacks: a field of the network was set that the library has not.
     """
-    names = {}
-    for path in traverse_util.flatten_dict(variables):
-        if naming is None:
-            names[path] = "/".join(path)
-            continue
-        *module, leaf = path[1:]
-        if "/".join(module) not in naming.modules or leaf not in LEAVES:
+    paths = list(traverse_util.flatten_dict(variables))
+    if naming is None:
+        return {path: "/".join(path) for path in paths}
+    for path in paths:
+        if "/".join(path[1:-1]) not in naming.modules or path[-1] not in LEAVES:
             raise ValueError(f"{'/'.join(path)} has no counterpart in the other library's network")
-        names[path] = f"{naming.modules['/'.join(module)]}.{LEAVES[leaf]}"
-    return names
+    place = {module: i for i, module in enumerate(naming.modules)}
+    paths.sort(key=lambda path: place["/".join(path[1:-1])])  # an error names the first that differ
+    return {path: f"{naming.modules['/'.join(path[1:-1])]}.{LEAVES[path[-1]]}" for path in paths}
 
 
 def their_shapes(variables: PyTree, naming: Naming | None) -> dict[tuple[str, ...], tuple[int, ...]]:
