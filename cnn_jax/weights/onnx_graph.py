@@ -217,7 +217,7 @@ class _Builder:
         edges, fill = params["padding_config"], self.known(visit.inputs[1])
         if any(low < 0 or high < 0 or inner for low, high, inner in edges) or fill is None:
             raise ValueError("the network crops or dilates a map, which the ONNX export lacks; take --format=stablehlo")
-        return self.padded(self.full(visit.inputs[0]), [(low, high) for low, high, _ in edges], fill)
+        return self.padded(self.full(visit.inputs[0]), [(int(low), int(high)) for low, high, _ in edges], fill)
 
     def padded(self, name: str, edges: list[tuple[int, int]], fill: Any) -> str:
         pads = np.array([low for low, _ in edges] + [high for _, high in edges], np.int64)
@@ -237,7 +237,7 @@ class _Builder:
         others = (params["window_strides"], params["base_dilation"], params["window_dilation"])
         if len(axes) != 1 or any(set(row) != {1} for row in others):
             raise ValueError("the network has sums over windows, which the ONNX export lacks; take --format=stablehlo")
-        (axis,), name = axes, self.padded(self.full(visit.inputs[0]), list(edges), 0)
+        (axis,), name = axes, self.padded(self.full(visit.inputs[0]), [(int(low), int(high)) for low, high in edges], 0)
         length = visit.outputs[0].shape[axis]
         terms = [self.sliced(name, [axis], [i], [i + length], [1]) for i in range(window[axis])]
         return self.emit("Sum", terms)

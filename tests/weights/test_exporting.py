@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from cnn_jax.assemble import assemble
+from cnn_jax.recipe import load_config
 from cnn_jax.weights.exporting import export_safetensors, export_stablehlo, facts
 from cnn_jax.weights.importing import METADATA, Said, import_config, import_weights
 from cnn_jax.weights.state_dict import read_state_dict
-from cnn_jax.workdir import load_run
+from cnn_jax.workdir import TrainedRun, load_run
 from tests.weights.untrained import network_run, run_of
 
 STD = (0.3, 0.2, 0.1)
@@ -62,7 +64,9 @@ def test_safetensors_by_the_library_s_names_come_back_to_the_bit_with_all_that_i
     assert_same(again.variables, run.variables)
     for name in ("classes", "preprocessing", "input_shape"):
         assert json.loads(json.dumps(facts(run)[name])) == again.record[name], name
-    assert again.record["imported"]["naming"] == "akamaster" and again.parts.config.data == run.parts.config.data
+    assert again.record["imported"]["naming"] == "akamaster" and dict(again.parts.config.data) == dict(
+        run.parts.config.data
+    )
 
 
 def test_a_network_that_no_library_has_leaves_by_our_names(tiny_config, tmp_path):
@@ -87,9 +91,7 @@ def test_a_naming_of_the_user_s(run, tmp_path):
 
 
 def test_inputs_that_are_no_pictures_are_refused(tmp_path):
-    from cnn_jax.recipe import load_config
-
-    run = run_of(load_config("configs/rnn_parity.py", []))
+    run = TrainedRun(assemble(load_config("configs/rnn_parity.py", [])), {}, 0, {}, ())
     with pytest.raises(ValueError, match="takes networks of pictures"):
         export_stablehlo(run, tmp_path / "a")
     assert list(tmp_path.iterdir()) == []

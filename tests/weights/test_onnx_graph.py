@@ -7,7 +7,7 @@ from jax import lax
 
 from cnn_jax.weights.exporting import export_onnx, predict_fn
 from cnn_jax.weights.onnx_graph import ELEMENTWISE, make_graph
-from tests.weights.untrained import network_run
+from tests.weights.untrained import network_run, run_of
 
 
 def pad(x, pads, fill, mode):
@@ -59,19 +59,26 @@ def answer(graph, image):
     ("name", "shape", "overrides"),
     [
         ("resnet:cifar8", (32, 32, 3), {}),
-        ("vgg:A-BN", (64, 64, 3), {"widths": (3, 4, 5, 6, 4, 7, 6)}),
+        pytest.param("vgg:A-BN", (64, 64, 3), {"widths": (3, 4, 5, 6, 4, 7, 6)}, marks=pytest.mark.full),
         pytest.param("alexnet:torchvision", (67, 67, 3), {"widths": (4, 6, 5, 5, 4, 7, 6)}, marks=pytest.mark.full),
         pytest.param("googlenet:torchvision", (64, 64, 3), {}, marks=pytest.mark.full),
     ],
 )
 def test_the_graph_gives_the_probabilities_for_any_number_of_pictures(name, shape, overrides):
-    run = network_run(name, shape, **overrides)
+    check(network_run(name, shape, **overrides))
+
+
+def test_lenet_with_its_poolings_and_its_flattened_map(tiny_config):
+    check(run_of(tiny_config))
+
+
+def check(run):
     predict, shape = predict_fn(run)
     graph = make_graph(predict, shape)
     for n in (1, 3):
         image = np.random.default_rng(n).integers(0, 256, (n, *shape)).astype(np.float32)
         expected = np.asarray(jax.jit(predict)(image))
-        assert expected.shape == (n, 5) and expected.max() - expected.min() > 0.01
+        assert expected.shape == (n, len(run.parts.info.classes)) and expected.max() - expected.min() > 0.01
         np.testing.assert_allclose(answer(graph, image), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -102,6 +109,6 @@ def test_what_has_no_counterpart_is_told(function, says):
 
 def test_without_the_package_it_says_how_to_have_it(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(ValueError, match="needs the package onnx, in an environment of its own: .* -e .\\[onnx\\]"):
+    with pytest.raises(ValueError, match=r"needs the package onnx, in an environment of its own: .* -e .\[onnx\]"):
         export_onnx(network_run("resnet:cifar8", (32, 32, 3)), tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == [] and set(ELEMENTWISE.values()) >= {"Add", "Max"}
