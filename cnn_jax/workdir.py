@@ -104,8 +104,8 @@ def load_run(
 ) -> TrainedRun:
     """The newest or the best checkpoint of the run in `workdir`, which is only read.
 
-    read_data: whether the parts have their sources; without, run.json suffices. data_dir: where the data lie now. Of imported
-    weights nobody knows the contents of what they were trained on: any data set of their classes will do.
+    read_data: whether the parts have their sources; without, run.json suffices. data_dir: where the data lie now. Of
+    imported weights nobody knows what they were trained on: any data set of their classes will do.
     """
     record = records.read_run(workdir)
     config = record_config(record)

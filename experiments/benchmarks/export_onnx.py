@@ -3,8 +3,9 @@
     python -m venv ENV && ENV/bin/pip install -e .[onnx] onnxruntime
     ENV/bin/python -m experiments.benchmarks.export_onnx [--only=REGEX]
 
-Each network has random weights of its own initialisation, its normalisations statistics that show; the model that `export`'s
-own function writes is run on one picture, then on three. `difference` is the largest between probabilities, as a part of the
+Each network has random weights, kernels by He's rule, its normalisations statistics that show; its classifier is scaled to
+logits that differ by about 1 from picture to picture, or softmax would hide them. The model that `export`'s own function
+writes is run on one picture, then on three. `difference` is the largest between probabilities, as a part of the
 largest; `between_pictures` likewise how much these differ from picture to picture. A record goes to
 experiments/results/import_weights/onnx.json.
 """
@@ -12,6 +13,7 @@ experiments/results/import_weights/onnx.json.
 import argparse
 import importlib.metadata
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -22,6 +24,7 @@ import onnxruntime
 
 from cnn_jax import records
 from cnn_jax.assemble import assemble
+from cnn_jax.evaluate import normalize_batch
 from cnn_jax.weights.exporting import export_onnx, predict_fn
 from cnn_jax.weights.importing import METADATA, import_config
 from cnn_jax.weights.state_dict import StateDict
@@ -45,15 +48,30 @@ def random_run(name: str) -> TrainedRun:
         "preprocessing": {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
     }
     parts, rng = assemble(config, record=record), np.random.default_rng(0)
-    variables = jax.device_get(parts.init_state().eval_variables)
+    state = jax.eval_shape(parts.init_state)
 
-    def statistic(path, x):
+    def drawn(path, x):
         kind = path[-1].key
-        if kind == "mean":
-            return rng.normal(0, 0.2, x.shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, x.shape).astype(np.float32) if kind in ("var", "scale") else x
+        if kind == "kernel":
+            return rng.normal(0, (2 / math.prod(x.shape[:-1])) ** 0.5, x.shape).astype(np.float32)
+        low, high = (0.5, 1.5) if kind in ("var", "scale") else (-0.2, 0.2)
+        return rng.uniform(low, high, x.shape).astype(np.float32)
 
-    return TrainedRun(parts, new_record(parts), 0, jax.tree_util.tree_map_with_path(statistic, variables), ())
+    variables = jax.tree_util.tree_map_with_path(drawn, {"params": state.params, **state.model_state})
+    images = normalize_batch({"image": pictures(8, parts.info.image_shape)}, parts.info.preprocessing)["image"]
+    logits = np.asarray(jax.jit(lambda v, x: parts.task.module.apply(v, x, train=False)[0])(variables, images))
+    head = variables["params"][next(name for name in ("fc", "fc8", "logits") if name in variables["params"])]
+    scale = 1 / (logits - logits.mean(0)).std()
+    head["bias"] = scale * (head["bias"] - logits.mean(0))
+    head["kernel"] = scale * head["kernel"]
+    return TrainedRun(parts, new_record(parts), 0, variables, ())
+
+
+def pictures(n: int, shape: tuple[int, ...]) -> np.ndarray:
+    """n pictures of coloured squares, 0 to 255."""
+    side = max(shape[0] // 14, 1)
+    blocks = np.random.default_rng(n).integers(0, 256, (n, -(-shape[0] // side), -(-shape[1] // side), 3))
+    return blocks.repeat(side, 1).repeat(side, 2)[:, : shape[0], : shape[1]].astype(np.float32)
 
 
 def compare(name: str) -> dict:
@@ -66,8 +84,7 @@ def compare(name: str) -> dict:
         session, size = onnxruntime.InferenceSession(str(file)), file.stat().st_size
     row = {"network": name, "bytes": size, "difference": 0.0}
     for n in (1, 3):
-        blocks = np.random.default_rng(n).integers(0, 256, (n, shape[0] // 16, shape[1] // 16, 3))
-        image = blocks.repeat(16, 1).repeat(16, 2).astype(np.float32)
+        image = pictures(n, shape)
         ours = np.asarray(jax.jit(predict)(image), float)
         (theirs,) = session.run(None, {"image": image})
         row["difference"] = max(row["difference"], float(np.abs(ours - theirs).max() / ours.max()))
