@@ -24,6 +24,7 @@ from cnn_jax.analysis.walk import Value, Visit, walk
 
 OPSET = 17
 N = 5077
+MOST_CELLS = 64  # of a window that is summed up cell by cell
 LARGEST = 2**31 - 2**20  # bytes: a protocol buffer ends there
 ELEMENTWISE = {
     "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "exp": "Exp",
@@ -231,15 +232,17 @@ class _Builder:
         return self.emit("ReduceMax", [self.full(visit.inputs[0])], axes=list(params["axes"]), keepdims=0)
 
     def do_reduce_window_sum(self, visit: Visit, params: Mapping[str, Any]) -> str:
-        """Along one axis, as a sum of slices: response normalisation's over channels."""
-        window, edges = params["window_dimensions"], params["padding"]
-        axes = [axis for axis, size in enumerate(window) if size > 1]
-        others = (params["window_strides"], params["base_dilation"], params["window_dilation"])
-        if len(axes) != 1 or any(set(row) != {1} for row in others):
-            raise ValueError("the network has sums over windows, which the ONNX export lacks; take --format=stablehlo")
-        (axis,), name = axes, self.padded(self.full(visit.inputs[0]), [(int(low), int(high)) for low, high in edges], 0)
-        length = visit.outputs[0].shape[axis]
-        terms = [self.sliced(name, [axis], [i], [i + length], [1]) for i in range(window[axis])]
+        """As a sum of slices, one for each cell of the window."""
+        window, strides, shape = params["window_dimensions"], params["window_strides"], visit.outputs[0].shape
+        dilations = {*params["base_dilation"], *params["window_dilation"]}
+        if dilations != {1} or window[0] != 1 or strides[0] != 1 or np.prod(window) > MOST_CELLS:
+            raise ValueError("the network has sums over windows that the ONNX export lacks; take --format=stablehlo")
+        edges = [(int(low), int(high)) for low, high in params["padding"]]
+        name = self.padded(self.full(visit.inputs[0]), edges, 0)
+        axes, terms = list(range(1, len(window))), []
+        for cell in np.ndindex(*window):
+            ends = [cell[axis] + (shape[axis] - 1) * strides[axis] + 1 for axis in axes]
+            terms.append(self.sliced(name, axes, list(cell[1:]), ends, list(strides[1:])))
         return self.emit("Sum", terms)
 
     def do_dot_general(self, visit: Visit, params: Mapping[str, Any]) -> str:
