@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cnn_jax import interchange
 from cnn_jax.recipe import (
     OVERRIDE_OF_MODEL,
     UsageError,
@@ -131,6 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
     experiment.add_argument("--workers", type=int, metavar="N", help="processes; default: by cores, memory and GPUs")
     experiment.add_argument("--data_dir", metavar="DIR", help="where the data lie, if not where the runs' configs say")
     experiment.add_argument("--write_docs", action="store_true", help="makes experiments/README.md anew")
+    interchange.add_import_weights(add)
+    interchange.add_export(add)
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
     test.epilog = "Further arguments go to pytest, e.g. -k lenet."
@@ -143,12 +146,12 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze", "experiment"):
+        if rest and args.verb not in ("train", "test", "analyze", "import-weights", "experiment"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        by_name = (train, evaluate, predict, analyze, report, prepare, experiment, test)
-        verbs = {verb.__name__: verb for verb in by_name}
+        by_name = (train, evaluate, predict, analyze, report, prepare, import_weights, export, experiment, test)
+        verbs = {verb.__name__.replace("_", "-"): verb for verb in by_name}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -391,6 +394,18 @@ def experiment(args: argparse.Namespace, rest: list[str]) -> int:
     finally:
         jax.config.update("jax_platforms", platforms)
     return 0
+
+
+def import_weights(args: argparse.Namespace, rest: list[str]) -> int:
+    """`import-weights MODEL[:VARIANT] FILE --workdir=DIR`."""
+    configure_jax()
+    return interchange.import_weights(args, rest)
+
+
+def export(args: argparse.Namespace, rest: list[str]) -> int:
+    """`export DIR --format=FORMAT`."""
+    configure_jax()
+    return interchange.export(args, rest)
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder's level is its modules' level. What is not named here fails the test: a new module is given its place.
 LEVELS = {
     0: "layers data task fields schedules freeze averages muon plateau optim manifest checkpoint sharding records resolve "
-    "interruption processes",
+    "interruption processes naming",
     1: "models",
     2: "classification sequence detection analysis",
-    3: "step evaluate drivers assemble workdir recipe predict transfer visualize",
+    3: "step evaluate drivers assemble workdir recipe predict transfer weights visualize",
     4: "recording plans train population report summary architectures architecture_plot architecture_docs",
-    5: "main",
+    5: "main interchange",
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names.split()}
 HOME_OF = {  # who alone may import it
@@ -30,6 +30,8 @@ HOME_OF = {  # who alone may import it
     "altair": ("report",),
     "vl_convert": ("report",),
     "jinja2": ("report",),
+    "safetensors": ("weights",),
+    "onnx": ("weights",),
 }
 STEP_MAY_IMPORT = {"jax", "flax", "optax"}
 PACKAGE = sorted((ROOT / "cnn_jax").rglob("*.py"))
