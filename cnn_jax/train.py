@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cnn_jax import records, sharding
+from cnn_jax import backend, records, sharding
 from cnn_jax.assemble import Parts, assemble
 from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data.pipeline import Pipeline
@@ -135,33 +135,66 @@ class _Training:
                 self.profiling = True
             if profile and self.step == profile[1]:
                 self._stop_profile()
-            due = [(self.step // n + 1) * n for n in (self.log_every, self.eval_every, self.save_every)]
+            # Log lines cut no dispatch short: each length is a program of its own to compile.
+            due = [(self.step // n + 1) * n for n in (self.eval_every, self.save_every)]
             stop = min([num_steps, *due, *(step for step in profile if step > self.step)])
             while self.step < stop:
                 self.interruption.poll()
                 self._dispatch(min(self.driver.steps_per_dispatch, stop - self.step))
-            if self._is_due(self.log_every):
-                self._log()
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.parts.num_steps
 
     def _dispatch(self, num_steps: int) -> None:
-        started = time.perf_counter()
-        self.state, metrics = self.driver(self.state, self.step, num_steps)
-        self.recording.window.add(metrics)
+        started, timing = time.perf_counter(), self.recording.record["timing"]
+        is_first = "compile_s" not in timing
+        try:
+            self.state, metrics = self.driver(self.state, self.step, num_steps)
+            if is_first:
+                timing["compile_s"] = time.perf_counter() - started
+                jax.block_until_ready(self.state)
+        except jax.errors.JaxRuntimeError as error:
+            if is_first and backend.is_out_of_memory(error):
+                raise ValueError(self._out_of_memory()) from error
+            raise
         self.step += num_steps
-        timing = self.recording.record["timing"]
-        if "compile_s" not in timing:
-            timing["compile_s"] = time.perf_counter() - started
-            jax.block_until_ready(self.state)
+        if is_first:
             self.progress.start(self.step)
+        self._take_up(metrics, num_steps)
 
-    def _log(self) -> None:
-        means = self.recording.log_window(self.state, self.step, self.progress.rate(self.step))
+    def _take_up(self, metrics: dict, num_steps: int) -> None:
+        """The metrics of the last `num_steps`, one value a step, and the log lines that were due at or before their end."""
+        begin, every = self.step - num_steps, self.log_every
+        edges = list(range((begin // every + 1) * every, self.step + 1, every))
+        if self.step == self.parts.num_steps and self.step not in edges:
+            edges.append(self.step)
+        if num_steps > 1 and edges:
+            metrics = jax.device_get(metrics)
+        done = begin
+        for edge in (*edges, self.step):
+            if (done, edge) == (begin, self.step):
+                self.recording.window.add(metrics)
+            elif edge > done:
+                rows = slice(done - begin, edge - begin)
+                self.recording.window.add(jax.tree.map(lambda values, rows=rows: values[rows], metrics))
+            if edge in edges and edge > done:
+                self._log(edge)
+            done = edge
+
+    def _log(self, step: int) -> None:
+        means = self.recording.log_window(self.state, step, self.progress.rate(self.step))
         if means:
             shown = {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
-            self.progress.show(self.step, shown)
+            self.progress.show(step, shown)
+
+    def _out_of_memory(self) -> str:
+        config, state = self.parts.config, self.parts.abstract_state()
+        return backend.out_of_memory(
+            lambda batch_size: backend.program_bytes(self.driver.lower(state, batch_size)),
+            config.batch_size,
+            backend.memory_limit(),
+            self.parts.mesh.size * config.accumulate_steps,
+        )
 
     def _evaluate(self) -> bool:
         self.state, metrics, is_new_best = self.recording.evaluate(self.state, self.step)
