@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("lenet", "resnet50"):
         with tempfile.TemporaryDirectory() as folder:
             trials = [trial(name, Path(folder), args.batch_size, args.dtype) for _ in range(args.trials + 1)]
-        rows[name] = {"cold": trials[0], "warm": [*trials[1:]]}
+        rows[name] = {"cold": trials[0], "warm": trials[1:]}
         for temperature, told in (("cold", trials[0]), ("warm", median(trials[1:]))):
             print(f"{name} {temperature}: {told['wall_s']:.2f} s, {told['cpu_s']:.2f} s of CPU", flush=True)
             for stage, wall_s, cpu_s in told["stages"]:
@@ -121,7 +121,8 @@ class Stages:
 
         device = {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind}
         sums = {"wall_s": self.last - self.began, "cpu_s": self.cpu}
-        print(json.dumps(sums | {"stages": self.rows, "modules": len(sys.modules), "device": device}), flush=True)
+        imported = sorted({name.split(".")[0] for name in sys.modules} - sys.stdlib_module_names)
+        print(json.dumps(sums | {"stages": self.rows, "imported": imported, "device": device}), flush=True)
         os._exit(0)
 
 
