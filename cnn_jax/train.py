@@ -19,7 +19,7 @@ from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data.pipeline import Pipeline
 from cnn_jax.drivers import make_driver
 from cnn_jax.interruption import Interrupted, Interruption
-from cnn_jax.recording import Recording, boundaries, data_position
+from cnn_jax.recording import Recording, boundaries, data_position, log_pieces
 from cnn_jax.schedules import describe_schedule_change
 from cnn_jax.step import make_train_step
 from cnn_jax.workdir import flat, locked, open_workdir, to_plain
@@ -160,32 +160,20 @@ class _Training:
         self.step += num_steps
         if is_first:
             self.progress.start(self.step)
-        self._take_up(metrics, num_steps)
+        self._log(metrics, self.step - num_steps)
 
-    def _take_up(self, metrics: dict, num_steps: int) -> None:
-        """The metrics of the last `num_steps`, one value a step, and the log lines that were due at or before their end."""
-        begin, every = self.step - num_steps, self.log_every
-        edges = list(range((begin // every + 1) * every, self.step + 1, every))
-        if self.step == self.parts.num_steps and self.step not in edges:
-            edges.append(self.step)
-        if num_steps > 1 and edges:
-            metrics = jax.device_get(metrics)
-        done = begin
-        for edge in (*edges, self.step):
-            if (done, edge) == (begin, self.step):
-                self.recording.window.add(metrics)
-            elif edge > done:
-                rows = slice(done - begin, edge - begin)
-                self.recording.window.add(jax.tree.map(lambda values, rows=rows: values[rows], metrics))
-            if edge in edges and edge > done:
-                self._log(edge)
-            done = edge
-
-    def _log(self, step: int) -> None:
-        means = self.recording.log_window(self.state, step, self.progress.rate(self.step))
-        if means:
-            shown = {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
-            self.progress.show(step, shown)
+    def _log(self, metrics: dict, begin: int) -> None:
+        """Takes up the metrics since step `begin`, and writes the lines that are due."""
+        last = None
+        for piece, step, is_due in log_pieces(metrics, begin, self.step, self.log_every, self.parts.num_steps):
+            self.recording.window.add(piece)
+            if is_due:
+                last = step, self.recording.log_window(self.state, step, self.progress.rate(self.step))
+        if last and last[1]:  # at the end: a reader who has left stops the run here, and what it saves must be complete
+            step, means = last
+            self.progress.show(
+                step, {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
+            )
 
     def _out_of_memory(self) -> str:
         config, state = self.parts.config, self.parts.abstract_state()
