@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cnn_jax.assemble import assemble
