@@ -1,12 +1,15 @@
 """What JAX does not find, or has no room for, in one line; which batch would fit, by arithmetic and by the compiler."""
 
+import json
 import subprocess
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from cnn_jax import backend
+from cnn_jax import backend, main
+from cnn_jax.drivers import Resident, Streamed
+from cnn_jax.train import run
 from tests.processes import ROOT, run_cnn_jax
 
 XO = "configs/xo.py"
@@ -136,3 +139,44 @@ def test_a_machine_of_its_own_kind_is_told_apart():
     assert backend.memory_limit() is None  # the CPU does not tell
     assert not backend.is_out_of_memory(ValueError("RESOURCE_EXHAUSTED"))
     assert backend.is_out_of_memory(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."))
+
+
+@pytest.mark.parametrize(
+    ("driver", "steps_per_dispatch"),
+    [
+        ("resident", 1),
+        pytest.param("resident", 2, marks=pytest.mark.full),
+        pytest.param("streamed", 1, marks=pytest.mark.full),
+    ],
+)
+def test_a_first_step_without_room_says_which_batch_would_fit(
+    tiny_config, tmp_path, monkeypatch, driver, steps_per_dispatch
+):
+    """The compiler's own count, at a limit that is made up: what half the batch needs."""
+    tiny_config.driver, tiny_config.steps_per_dispatch = driver, steps_per_dispatch
+    say, asked = backend.out_of_memory, []
+
+    def with_a_limit(bytes_of, batch_size, limit, multiple):
+        assert (batch_size, limit, multiple) == (16, None, 8)
+        asked.extend(map(bytes_of, (8, 16)))
+        return say(dict(zip((8, 16), asked, strict=True)).get, batch_size, int(asked[0]), multiple)
+
+    def no_room(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(backend, "out_of_memory", with_a_limit)
+    for kind in (Streamed, Resident):
+        monkeypatch.setattr(kind, "__call__", no_room)
+    with pytest.raises(ValueError, match=r"config.batch_size=16 does not fit .* config.batch_size=8 would fit") as told:
+        run(tiny_config, tmp_path)
+    assert "\n" not in str(told.value) and 0 < asked[0] < asked[1]
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "failed" and "config.batch_size=8 would fit" in record["error"]
+
+
+def test_elsewhere_what_a_device_has_no_room_for_is_a_line(capsys):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+    assert main._report(error) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: the device is out of memory (RESOURCE_EXHAUSTED") and told.count("\n") == 1
+    assert "config.eval.batch_size" in told
