@@ -78,11 +78,15 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clear_leftovers()
         _synchronize("checkpoints opened")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    @functools.cached_property
+    def _checkpointer(self) -> Any:
+        """Made when the first checkpoint is read or written: a run that starts need not wait for Orbax."""
         ocp = _orbax()
-        self._checkpointer = ocp.Checkpointer(
+        return ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
         )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -101,7 +105,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._checkpointer.close()
+            if "_checkpointer" in vars(self):
+                self._checkpointer.close()
 
     def wait(self) -> None:
         """Returns once the last save is whole on disk. Raises its OSError, once, if it failed."""
@@ -296,7 +301,7 @@ def params_sha256(tree: PyTree) -> str:
 
 @functools.cache
 def _orbax() -> Any:
-    """Orbax, imported on first use (it takes 0.2 s) and quiet: its chatter, and the tracebacks that it also raises."""
+    """Orbax, imported on first use (it takes 0.4 s) and quiet: its chatter, and the tracebacks that it also raises."""
     import orbax.checkpoint as ocp
 
     def wanted(record: logging.LogRecord) -> bool:

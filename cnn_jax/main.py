@@ -149,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
+        if args.verb not in ("prepare", "test") and "jax" not in sys.modules:  # which may have read them
+            from cnn_jax.backend import check_flags
+
+            check_flags(os.environ.get("XLA_FLAGS", ""))
         by_name = (train, evaluate, predict, analyze, report, prepare, import_weights, export, experiment, test)
         verbs = {verb.__name__.replace("_", "-"): verb for verb in by_name}
         return verbs.get(args.verb, demo)(args, rest)
@@ -170,18 +174,27 @@ def _report(error: Exception) -> int:
     if signum is not None:
         print(f"{error}; everything is saved, the same command goes on from here", file=sys.stderr)
         return 128 + signum
+    from cnn_jax.backend import is_out_of_memory
     from cnn_jax.resolve import first_line
 
     message = first_line(error)
-    if not isinstance(error, UsageError | ValueError | OSError | ArithmeticError):
+    if is_out_of_memory(error):
+        sizes = "config.batch_size, config.eval.batch_size or config.steps_per_dispatch"
+        message = f"the device is out of memory ({message}); lower {sizes}, or set config.driver=streamed"
+    elif not isinstance(error, UsageError | ValueError | OSError | ArithmeticError):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     print(f"error: {message}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
 
 
 def configure_jax() -> None:
-    """The persistent compilation cache, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    """Starts JAX. Its compilation cache persists, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise.
+
+    Raises ValueError for an accelerator that is not there.
+    """
     import jax
+
+    from cnn_jax import backend
 
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ROOT / ".cache" / "jax"))
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -198,6 +211,7 @@ def configure_jax() -> None:
     warnings.showwarning = mend
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    backend.start()
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -300,6 +314,7 @@ def analyze(args: argparse.Namespace, rest: list[str]) -> int:
     of_one = [args.size_px, args.num_classes]
     if not args.model and (overrides or any(value is not None for value in of_one)):
         raise UsageError("--size_px, --num_classes and --config.model.overrides go with MODEL, not with all networks")
+    configure_jax()
     from cnn_jax import architecture_docs, architecture_plot, architectures
     from cnn_jax.analysis.table import render
 

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cnn_jax import records, sharding
+from cnn_jax import backend, records, sharding
 from cnn_jax.assemble import Parts, assemble
 from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data.pipeline import Pipeline
 from cnn_jax.drivers import make_driver
 from cnn_jax.interruption import Interrupted, Interruption
-from cnn_jax.recording import Recording, boundaries, data_position
+from cnn_jax.recording import Recording, boundaries, data_position, log_pieces
 from cnn_jax.schedules import describe_schedule_change
 from cnn_jax.step import make_train_step
 from cnn_jax.workdir import flat, locked, open_workdir, to_plain
@@ -135,33 +135,54 @@ class _Training:
                 self.profiling = True
             if profile and self.step == profile[1]:
                 self._stop_profile()
-            due = [(self.step // n + 1) * n for n in (self.log_every, self.eval_every, self.save_every)]
+            # Log lines cut no dispatch short: each length is a program of its own to compile.
+            due = [(self.step // n + 1) * n for n in (self.eval_every, self.save_every)]
             stop = min([num_steps, *due, *(step for step in profile if step > self.step)])
             while self.step < stop:
                 self.interruption.poll()
                 self._dispatch(min(self.driver.steps_per_dispatch, stop - self.step))
-            if self._is_due(self.log_every):
-                self._log()
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.parts.num_steps
 
     def _dispatch(self, num_steps: int) -> None:
-        started = time.perf_counter()
-        self.state, metrics = self.driver(self.state, self.step, num_steps)
-        self.recording.window.add(metrics)
+        started, timing = time.perf_counter(), self.recording.record["timing"]
+        is_first = "compile_s" not in timing
+        try:
+            self.state, metrics = self.driver(self.state, self.step, num_steps)
+            if is_first:
+                timing["compile_s"] = time.perf_counter() - started
+                jax.block_until_ready(self.state)
+        except jax.errors.JaxRuntimeError as error:
+            if is_first and backend.is_out_of_memory(error):
+                raise ValueError(self._out_of_memory()) from error
+            raise
         self.step += num_steps
-        timing = self.recording.record["timing"]
-        if "compile_s" not in timing:
-            timing["compile_s"] = time.perf_counter() - started
-            jax.block_until_ready(self.state)
+        if is_first:
             self.progress.start(self.step)
+        self._log(metrics, self.step - num_steps)
 
-    def _log(self) -> None:
-        means = self.recording.log_window(self.state, self.step, self.progress.rate(self.step))
-        if means:
-            shown = {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
-            self.progress.show(self.step, shown)
+    def _log(self, metrics: dict, begin: int) -> None:
+        """Takes up the metrics since step `begin`, and writes the lines that are due."""
+        last = None
+        for piece, step, is_due in log_pieces(metrics, begin, self.step, self.log_every, self.parts.num_steps):
+            self.recording.window.add(piece)
+            if is_due:
+                last = step, self.recording.log_window(self.state, step, self.progress.rate(self.step))
+        if last and last[1]:  # at the end: a reader who has left stops the run here, and what it saves must be complete
+            step, means = last
+            self.progress.show(
+                step, {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
+            )
+
+    def _out_of_memory(self) -> str:
+        config, state = self.parts.config, self.parts.abstract_state()
+        return backend.out_of_memory(
+            lambda batch_size: backend.program_bytes(self.driver.lower(state, batch_size)),
+            config.batch_size,
+            backend.memory_limit(),
+            self.parts.mesh.size * config.accumulate_steps,
+        )
 
     def _evaluate(self) -> bool:
         self.state, metrics, is_new_best = self.recording.evaluate(self.state, self.step)
