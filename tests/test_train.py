@@ -213,7 +213,7 @@ def interrupted(config, workdir, monkeypatch, at_step):
         run(config, workdir)
 
 
-@pytest.mark.parametrize("at_step", [7, 14, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 6, 8, 10, 13, 20))])
+@pytest.mark.parametrize("at_step", [7, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 6, 8, 10, 13, 14, 20))])
 def test_a_run_of_phases_resumes_in_each_with_the_same_bits(phased, tmp_path, monkeypatch, at_step):
     interrupted(in_phases(), tmp_path, monkeypatch, at_step)
     parts = assembling.assemble(in_phases())
@@ -268,6 +268,7 @@ def test_a_phase_says_by_another_road_what_fields_of_one_phase_can_say(tmp_path)
         assert one.get("lr") == other.get("lr") is None or one["lr"] == pytest.approx(other["lr"])
 
 
+@pytest.mark.full
 def test_a_run_of_phases_goes_on_for_longer_and_tells_of_the_schedule(tmp_path, capsys):
     config = in_phases(num_epochs=3)
     config.optim.schedule = "cosine"
