@@ -16,8 +16,8 @@ arm: what begins where, and what trains.
 task: digits04 (LeNet-5; of the embedded digits 0 to 4), digits59 (5 to 9), digits (all ten), tiny (ResNet-20; 40 classes of
 Tiny-ImageNet, shown at 32x32). All normalise their pictures alike, by the numbers of MNIST, or of CIFAR-10 (those of the
 lossy copies that experiments/results/ has a record of), so that a base sees what it was trained on. per_class: training
-pictures of each class, drawn by config.data.draw_seed. A run is of 300 steps (base: some 600; tiny: 120), whatever the
-number of pictures. lr: 0 is the arm's own, which validation has chosen (experiments/transfer.py).
+pictures of each class, drawn by config.data.draw_seed. A run is of 120 steps (base: some 600), whatever the number of
+pictures, at one rate for all arms.
 """
 
 from configs.common import base, parse, pictures
@@ -28,13 +28,13 @@ CLASSES = {"digits04": tuple(range(5)), "digits59": tuple(range(5, 10)), "digits
 NUM_CLASSES = {"digits04": 5, "digits59": 5, "digits": 10, "tiny": 40}
 LENET = dict(features="C[135]/.*|F6/.*", last="C[135]/.*", head="output/.*")
 RESNET = dict(features="(?!fc/).*", last="(?!fc/|conv4_3/).*", head="fc/.*")
-RATES = {"base": 0.05, "scratch": 0.05, "random": 0.05, "head": 0.05, "block": 0.05, "all": 0.02, "unfreeze": 0.05}
+ARMS = ("base", "scratch", "random", "head", "block", "all", "unfreeze")
 
 
 def get_config(arg=None):
-    args = parse(arg, arm="scratch", task="digits59", per_class=20, base="", lr=0.0)
-    if args.arm not in RATES or args.task not in CLASSES:
-        raise ValueError(f"arm must be one of {', '.join(RATES)}, task one of {', '.join(CLASSES)}")
+    args = parse(arg, arm="scratch", task="digits59", per_class=20, base="", lr=0.05)
+    if args.arm not in ARMS or args.task not in CLASSES:
+        raise ValueError(f"arm must be one of {', '.join(ARMS)}, task one of {', '.join(CLASSES)}")
     takes = args.arm in ("head", "block", "all", "unfreeze")
     if takes and not args.base:
         raise ValueError(f"{args.arm} begins from another run: base=DIR names its workdir")
@@ -43,18 +43,18 @@ def get_config(arg=None):
     if is_tiny:
         config.model.update(name="models.resnet", variant="cifar20")
         of = pictures("data.tiny_imagenet", num_validation=2000, image_px=32, eval_resize_px=32, eval_image_px=32)
-        num_steps, config.augment.flip = 120, "random"
+        config.augment.flip = "random"
     else:
         config.model.update(name="models.lenet", variant="modern")
-        of, num_steps = dict(name="data.digits", digit_px=28), 600 if is_base else 300
+        of = dict(name="data.digits", digit_px=28)
         config.augment.update(max_shift_px=2.0, max_rotation_deg=10.0, scale_range=(0.9, 1.1))
-    per_class = 0 if is_base else args.per_class
+    per_class, num_steps = (0, 600) if is_base else (args.per_class, 120)
     config.data = dict(name="data.altered", of=of, classes=CLASSES[args.task], num_per_class=per_class, draw_seed=0)
     config.data.update(crop_px=0, num_train=0, permute_seed=-1, **(CIFAR10 if is_tiny else DIGITS))
     num_pictures = NUM_CLASSES[args.task] * (per_class or 100)
     config.batch_size = 40 if is_tiny else 5 * NUM_CLASSES[args.task]
     config.num_epochs = num_steps / (num_pictures // config.batch_size)
-    config.optim.update(lr=args.lr or RATES[args.arm], weight_decay=5e-4, schedule="cosine")
+    config.optim.update(lr=args.lr, weight_decay=5e-4, schedule="cosine")
     names = RESNET if is_tiny else LENET
     if takes:
         config.init.update({"from": args.base, "skip": (names["head"],)})
@@ -69,7 +69,7 @@ def get_config(arg=None):
         config.phases = (
             (third, "freeze.patterns", ()),
             (third, "freeze.batch_stats", ()),
-            (third, "optim.lr", config.optim.lr / 10),
+            (third, "optim.lr", args.lr / 10),
         )
     config.eval.every_epochs = config.checkpoint.every_epochs = config.num_epochs
     config.log.update(every_steps=num_steps, use_tensorboard=False)
