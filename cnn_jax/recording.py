@@ -26,7 +26,7 @@ class Diverged(ArithmeticError):
 class Recording:
     """The record (run.json), the metrics (metrics.jsonl) and the standing of a run in `workdir`.
 
-    `log` must be set, a `records.MetricsLog`, before anything is measured. `saved`: step and last evaluated step of the
+    `log` must be set, a `records.MetricsLog`, before anything is measured. `parts` follows the run's phases. `saved`: step and last evaluated step of the
     newest checkpoint, None where there is none. `evaluator`: an `evaluate.Evaluator`; `poll` may raise to stop it.
     """
 

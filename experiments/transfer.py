@@ -19,8 +19,8 @@ The argument is the task, of configs/transfer.py, with its base:
   tiny       ResNet-20 trained on CIFAR-10; the task is 40 classes of Tiny-ImageNet at 32x32
 
     ./launch.sh train configs/transfer.py:base,task=digits04 --workdir=runs/transfer/base-digits59
-    ./launch.sh train configs/lenet_mnist.py --config.num_epochs=1 --config.data.dir=MNIST \
-        --workdir=runs/transfer/base-digits
+    ./launch.sh train configs/lenet_mnist.py --config.num_epochs=1 --config.optim.warmup_epochs=0.2 \
+        --config.data.dir=MNIST --workdir=runs/transfer/base-digits
     ./launch.sh train configs/resnet_cifar10.py:20,epochs=6 --config.data.dir=CIFAR --workdir=runs/transfer/base-tiny
     .venv/bin/python -m experiments.transfer digits59        # the runs in one process, results and figure
 
