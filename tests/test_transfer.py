@@ -17,6 +17,7 @@ from cnn_jax.step import make_train_step
 from cnn_jax.train import run
 from cnn_jax.transfer import first_weights, graft, load_base, table
 from cnn_jax.workdir import TrainedRun, load_run, new_record
+from experiments.transfer import ARMS, ROOT, SIZES, judge
 
 DIGITS = {"name": "data.digits", "digit_px": 28}
 
@@ -326,3 +327,20 @@ def test_a_phase_that_freezes_everything_is_named_with_its_epoch():
     config.phases = ((2, "freeze.patterns", (".*",)),)
     with pytest.raises(ValueError, match=r"^config\.phases, from epoch 2: config\.freeze\.patterns=.*freezes every"):
         assemble(config)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("transfer_*/results.json")), ids=str)
+def test_the_verdict_of_the_committed_results_follows_from_their_scores(path):
+    told = json.loads(path.read_text())
+    groups = {f"{arm}/{size}" for arm in (*ARMS, "probe") for size in SIZES}
+    assert set(told["scores"]) == groups and not told["git"]["dirty"]
+    results = {}
+    for group, by_seed in told["scores"].items():
+        assert len(by_seed) >= 5
+        for seed, score in by_seed.items():
+            assert score["accuracy"] == score["correct"] / score["count"]
+            assert group.startswith("probe") or not score["git"]["dirty"]
+            results.setdefault(group, {})[int(seed)] = {"metrics": score}
+    verdict = judge(results)
+    assert (verdict.verdict, verdict.effect) == (told["verdict"]["verdict"], told["verdict"]["effect"])
+    assert list(verdict.interval) == told["verdict"]["interval"]
