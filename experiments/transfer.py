@@ -168,7 +168,7 @@ def _made_by(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plot(file: Path = FIGURE) -> None:
-    """Accuracy against pictures a class, with 95% t intervals over seeds, from the results that there are."""
+    """Accuracy against pictures a class: means with 95% t intervals over seeds, and each run, of the results there are."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -177,7 +177,7 @@ def plot(file: Path = FIGURE) -> None:
 
     found = {task: RESULTS / f"transfer_{task}" / "results.json" for task in TASKS}
     found = {task: json.loads(path.read_text()) for task, path in found.items() if path.exists()}
-    figure, axes = pyplot.subplots(1, len(found), figsize=(4.6 * len(found), 4.2), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(found), figsize=(5.2 * len(found), 4.6), squeeze=False)
     labels = {
         "scratch": "from scratch", "random": "head on random features", "probe": "linear probe of the base",
         "head": "new head, trained by SGD", "block": "and the last block", "all": "all layers",
@@ -190,16 +190,23 @@ def plot(file: Path = FIGURE) -> None:
             errors = [[m - low for m, (low, _) in zip(means, ends, strict=True)]]
             errors.append([high - m for m, (_, high) in zip(means, ends, strict=True)])
             places = [size * 1.05 ** (i - 2.5) for size in SIZES]
-            axis.errorbar(places, means, errors, label=label, marker="o", markersize=3, capsize=2, linewidth=1.2)
+            line = axis.errorbar(places, means, errors, label=label, marker="o", markersize=3, capsize=2, linewidth=1.2)
+            for place, values in zip(places, by_size, strict=True):
+                axis.plot([place] * len(values), values, "_", color=line[0].get_color(), alpha=0.5, markersize=5)
         num_seeds = len(told["scores"]["all/5"])
-        axis.set(xscale="log", xlabel="training pictures a class", title=f"{TASKS[task][1]}\n{num_seeds} seeds")
+        axis.set(
+            xscale="log",
+            ylim=(0.15, 1.01),
+            xlabel="training pictures a class",
+            title=f"{TASKS[task][1]}\n{num_seeds} seeds",
+        )
         axis.title.set_fontsize(9)
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("test accuracy, mean and 95% interval over seeds")
-    axes[0][-1].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
+    axes[0][0].set_ylabel("test accuracy (mean, 95% interval, runs)")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), fontsize=8, loc="lower center", ncols=3)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(file, metadata={"Date": None})
 
 
