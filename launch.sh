@@ -2,7 +2,7 @@
 # Makes the environment in .venv (once; about a minute), then runs a verb of cnn_jax.
 #
 #   ./launch.sh                 train LeNet-5 on handwritten digits
-#   ./launch.sh VERB ...        train, evaluate, predict, analyze, prepare, test: see ./launch.sh --help
+#   ./launch.sh VERB ...        train, evaluate, predict, analyze, report, prepare, test: see ./launch.sh --help
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 to 3.13); ACCELERATOR=cuda or tpu adds that build of JAX.
 set -euo pipefail

@@ -169,7 +169,9 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None, *, record: dict[str, 
         if config.optim.schedule == "plateau" and "validation" not in sources:
             raise ValueError("config.optim.schedule='plateau' follows a validation, and config.data holds none out")
     else:
-        sources, info, num_train = {}, recorded_info(record), record["dataset"]["num_train"]
+        # Of imported weights nobody here knows how many examples they were trained on: as if of one batch.
+        sources, info = {}, recorded_info(record)
+        num_train = record["dataset"].get("num_train", config.batch_size)
     module = build_model(config.model, num_classes=len(info.classes), image_shape=info.image_shape)
     if config.batch_size > num_train:
         raise ValueError(f"config.batch_size={config.batch_size} exceeds the {num_train} training examples")

@@ -60,7 +60,18 @@ class Evaluator:
         batch_size: int,
         poll: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """The task's score over all of `source`. `poll` is called before each batch and may raise to stop.
+        """The task's score over all of `source`; arguments as of `predictions`."""
+        return self._task.score(self.predictions(variables, source, batch_size, poll))
+
+    def predictions(
+        self,
+        variables: PyTree,
+        source: Source,
+        batch_size: int,
+        poll: Callable[[], None] = lambda: None,
+    ) -> dict[str, np.ndarray]:
+        """What the task predicts of each example of `source`, with its label, in order. `poll` is called before each batch
+        and may raise to stop.
 
         batch_size: of all devices together, at most; rounded up to what they divide: padding counts for nothing.
         """
@@ -74,7 +85,7 @@ class Evaluator:
         gathered = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
         if not np.array_equal(gathered["index"], np.arange(len(source))):
             raise AssertionError("an evaluation did not see every example exactly once")
-        return self._task.score(gathered)
+        return gathered
 
 
 def normalize_batch(batch: Batch, preprocessing: Mapping[str, Any]) -> Batch:

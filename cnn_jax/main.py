@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from cnn_jax import interchange
 from cnn_jax.recipe import (
     OVERRIDE_OF_MODEL,
     UsageError,
@@ -27,6 +28,11 @@ ROOT = Path(__file__).resolve().parent.parent  # configs/, experiments/ and runs
 OVERRIDES = """
 CONFIG is a recipe, e.g. configs/lenet_digits.py; what follows a colon is its argument (CONFIG:key=value,key=value).
 Any field of it can be set: --config.seed=1 --config.optim.lr=0.05 --config.optim.step_epochs='(30, 60)'
+"""
+
+EXPERIMENT = """
+FILE states a claim, lists runs and judges them; ARG is its own, as in FILE:gpu (experiments/run.py tells how to write one).
+Records lie under runs/NAME of the clone, the summary under experiments/results. The same command goes on where it stood.
 """
 
 
@@ -128,6 +134,12 @@ def make_parser() -> argparse.ArgumentParser:
         "       %(prog)s --compare [--format=table,json] [--plot=FILE]\n"
         "       %(prog)s --write_docs"
     )
+    report = add(
+        "report", "one offline HTML page of a run, a population or an experiment: curves, mistakes, config, costs"
+    )
+    report.add_argument(
+        "workdir", type=workdir, metavar="DIR", help="what it is about, and where report.html is written"
+    )
     prepare = add("prepare", "downloads a data set, or takes your originals, and writes it for fast reading by index")
     prepare.add_argument("dataset", metavar="DATASET", help="e.g. cifar10, imagenet, image_folder")
     prepare.add_argument("--source", type=workdir, metavar="PATH", help="originals; without it they are downloaded")
@@ -135,6 +147,15 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--short_side", type=int, metavar="N", help="reduces larger pictures to it, as JPEG, quality 90"
     )
+    experiment = add("experiment", "runs, resumes and judges an experiment", epilog=EXPERIMENT)
+    experiment.add_argument("file", nargs="?", metavar="FILE[:ARG]", help="e.g. experiments/NAME.py")
+    experiment.add_argument("--dry_run", action="store_true", help="shows the plan, and ends there")
+    experiment.add_argument("--launcher", default="local", choices=("local",), help="who does the runs")
+    experiment.add_argument("--workers", type=int, metavar="N", help="processes; default: by cores, memory and GPUs")
+    experiment.add_argument("--data_dir", metavar="DIR", help="where the data lie, if not where the runs' configs say")
+    experiment.add_argument("--write_docs", action="store_true", help="makes experiments/README.md anew")
+    interchange.add_import_weights(add)
+    interchange.add_export(add)
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
     test.epilog = "Further arguments go to pytest, e.g. -k lenet."
@@ -147,11 +168,15 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze", "features"):
+        if rest and args.verb not in ("train", "test", "analyze", "features", "import-weights"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, features, probe, analyze, prepare, test)}
+        by_name = (
+            *(train, evaluate, predict, features, probe, analyze, report, prepare),
+            *(import_weights, export, experiment, test),
+        )
+        verbs = {verb.__name__.replace("_", "-"): verb for verb in by_name}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -224,7 +249,9 @@ def _train_population(config: Any, grid: dict[str, list], args: argparse.Namespa
 
 def demo(args: argparse.Namespace, rest: list[str]) -> int:
     """No verb: the digits recipe, in runs/ of the clone."""
-    _train(load_config("configs/lenet_digits.py", []), ROOT / "runs" / "lenet_digits")
+    workdir = ROOT / "runs" / "lenet_digits"
+    _train(load_config("configs/lenet_digits.py", []), workdir)
+    _add_report(workdir)
     return 0
 
 
@@ -382,12 +409,73 @@ def analyze(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def report(args: argparse.Namespace, rest: list[str]) -> int:
+    """`report DIR`."""
+    configure_jax()
+    _write_report(args.workdir)
+    return 0
+
+
+def _write_report(workdir: Path) -> None:
+    from cnn_jax.report.write import write_report
+
+    path = write_report(workdir)
+    print(f"its page: {os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path}")
+
+
+def _add_report(workdir: Path) -> None:
+    """As `_write_report`, of what is finished, and stays so: an error is a warning."""
+    try:
+        _write_report(workdir)
+    except Exception as error:
+        from cnn_jax.resolve import first_line
+
+        print(f"warning: no page was written: {first_line(error)}", file=sys.stderr)
+
+
 def prepare(args: argparse.Namespace, rest: list[str]) -> int:
     """`prepare DATASET`."""
     from cnn_jax.data.prepare import run
 
     run(args.dataset, args.source, args.dir, args.short_side)
     return 0
+
+
+def experiment(args: argparse.Namespace, rest: list[str]) -> int:
+    """`experiment FILE[:ARG]`, `experiment --write_docs`."""
+    if bool(args.file) == args.write_docs:
+        raise UsageError("experiment needs FILE[:ARG], or --write_docs alone; see ./launch.sh experiment --help")
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers={args.workers} must be at least 1")
+    sys.path.insert(0, str(ROOT))  # experiments/ belongs to a clone
+    import jax
+
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the workers
+    try:
+        from experiments import run
+        from experiments.lab.summary import write_page
+
+        if args.file:
+            options = {"launcher": args.launcher, "num_workers": args.workers, "data_dir": args.data_dir}
+            run.run(args.file, **options, dry_run=args.dry_run)
+        if not args.dry_run:
+            print(f"written: {write_page()}")
+    finally:
+        jax.config.update("jax_platforms", platforms)
+    return 0
+
+
+def import_weights(args: argparse.Namespace, rest: list[str]) -> int:
+    """`import-weights MODEL[:VARIANT] FILE --workdir=DIR`."""
+    configure_jax()
+    return interchange.import_weights(args, rest)
+
+
+def export(args: argparse.Namespace, rest: list[str]) -> int:
+    """`export DIR --format=FORMAT`."""
+    configure_jax()
+    return interchange.export(args, rest)
 
 
 def test(args: argparse.Namespace, rest: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -19,8 +20,7 @@ def load_config(config: str, overrides: list[str]) -> Any:
     """The config of `FILE[:ARG]` with `--config.key=value` overrides. Raises UsageError, FileNotFoundError, ValueError."""
     from ml_collections import ConfigDict
 
-    from cnn_jax.resolve import first_line, nearest
-    from cnn_jax.workdir import flat
+    from cnn_jax.resolve import first_line
 
     path, _, arg = config.partition(":")
     recipe = load_recipe(Path(path))
@@ -30,6 +30,21 @@ def load_config(config: str, overrides: list[str]) -> Any:
         raise ValueError(f"{path}: get_config: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(value, ConfigDict):
         raise ValueError(f"{path}: get_config gives {type(value).__name__}; it must give the ConfigDict of base()")
+    override_fields(value, overrides, str(path))
+    return value
+
+
+def configs_common() -> Any:
+    """configs/common.py as a module: `base()`, `pictures()`."""
+    sys.path.insert(0, str(ROOT))  # first, as in load_recipe
+    return importlib.import_module("configs.common")
+
+
+def override_fields(value: Any, overrides: list[str], where: str) -> None:
+    """Sets fields of the config `value` by `--config.key=value`. where: what has the fields, for errors. UsageError."""
+    from cnn_jax.resolve import nearest
+    from cnn_jax.workdir import flat
+
     fields = flat(value)
     for override in overrides:
         if not override.startswith("--config."):
@@ -40,13 +55,20 @@ def load_config(config: str, overrides: list[str]) -> Any:
                 value.model.overrides[key.removeprefix(OVERRIDE_OF_MODEL)] = parse_literal(text)
             continue
         if key not in fields:
-            raise UsageError(f"{path} has no field config.{key}{nearest(key, fields)}")
+            raise UsageError(f"{where} has no field config.{key}{nearest(key, fields)}")
         if not equals:
             raise UsageError(f"--config.{key} needs a value: --config.{key}=VALUE")
         *sections, last = key.split(".")
         section = functools.reduce(lambda section, name: section[name], sections, value)
         section[last] = parse_value(f"--config.{key}", text, section[last])
-    return value
+
+
+def base_fields() -> dict[str, Any]:
+    """The fields that every recipe starts from, with their defaults, by dotted name."""
+    from cnn_jax.workdir import flat
+
+    sys.path.insert(0, str(ROOT))
+    return flat(importlib.import_module("configs.common").base())
 
 
 def split_members(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -5,7 +5,7 @@ import fcntl
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import records
-from cnn_jax.assemble import Parts, assemble
+from cnn_jax.assemble import Parts, assemble, recorded_info
 from cnn_jax.checkpoint import Checkpoints
 
 # A run may go on under another value of these: they change how long it is and what it tells, or where its data lie.
@@ -51,6 +51,10 @@ def open_workdir(workdir: Path, parts: Parts) -> dict[str, Any] | None:
             raise ValueError(f"{workdir} holds {foreign[0]} but no run.json; restore it, or name another --workdir")
         return None
     before = records.read_run(workdir)
+    if "imported" in before:
+        raise ValueError(
+            f"{workdir} holds imported weights; train from them, --config.init.from={workdir}, in another --workdir"
+        )
     old, new = flat(before["config"]), flat(parts.config)
     differing = [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
@@ -100,7 +104,8 @@ def load_run(
 ) -> TrainedRun:
     """The newest or the best checkpoint of the run in `workdir`, which is only read.
 
-    read_data: whether the parts have their sources; without, run.json suffices. data_dir: where the data lie now.
+    read_data: whether the parts have their sources; without, run.json suffices. data_dir: where the data lie now. Of
+    imported weights nobody knows what they were trained on: any data set of their classes will do.
     """
     record = records.read_run(workdir)
     config = record_config(record)
@@ -109,7 +114,9 @@ def load_run(
             raise ValueError(f"{config.data.name} has no config.data.dir to set")
         config.data.dir = data_dir
     parts = assemble(config, record=None if read_data else record)
-    if record["dataset"]["checksum"] != parts.info.checksum:
+    if "imported" in record:
+        parts = _with_imported(parts, record, workdir)
+    elif record["dataset"]["checksum"] != parts.info.checksum:
         raise ValueError(f"the data set that {workdir} was trained on has other contents than config.data gives now")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restore = checkpoints.restore_best if which == "best" else checkpoints.restore_newest
@@ -118,6 +125,22 @@ def load_run(
         validated = " that was validated; take the newest" if which == "best" else ""
         raise FileNotFoundError(f"{workdir} has no checkpoint yet{validated}")
     return TrainedRun(parts, record, restored.step, restored.state.eval_variables, restored.warnings)
+
+
+def _with_imported(parts: Parts, record: dict[str, Any], workdir: Path) -> Parts:
+    """The parts of imported weights: whatever the data set, its pictures are normalised as the weights expect.
+
+    Raises ValueError where the data set has other classes than the weights tell apart, or has them in another order.
+    """
+    ours, theirs = parts.info.classes, tuple(record["classes"])
+    if len(ours) != len(theirs):
+        raise ValueError(f"{workdir} tells {len(theirs)} classes apart; {parts.info.name} has {len(ours)}")
+    if ours != theirs and set(ours) == set(theirs):
+        i = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise ValueError(
+            f"{workdir} has the classes of {parts.info.name} in another order: class {i} is {theirs[i]!r}, {ours[i]!r} here"
+        )
+    return replace(parts, info=replace(parts.info, preprocessing=recorded_info(record).preprocessing))
 
 
 def record_config(record: dict[str, Any]) -> ConfigDict:

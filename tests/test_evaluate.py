@@ -196,3 +196,13 @@ def test_two_processes_of_two_devices_count_as_one(batch_size):
         got = json.loads(next(line for line in out.splitlines() if line.startswith("SCORE ")).removeprefix("SCORE "))
         assert {name: got[name] for name in EXACT} == {name: expected[name] for name in EXACT}
         np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [N, 8])
+def test_predictions_stand_in_the_order_of_the_examples(batch_size):
+    variables = sharding.put_replicated(task_and_variables()[1], sharding.make_mesh(jax.devices()[:8]))
+    predictions = evaluator(8).predictions(variables, source(), batch_size)
+    np.testing.assert_array_equal(predictions["index"], np.arange(N))
+    np.testing.assert_array_equal(predictions["label"], source().arrays["label"])
+    np.testing.assert_array_equal(predictions["predicted"] == predictions["label"], predictions["rank"] == 0)
+    assert np.sum(predictions["rank"] == 0) == score(N, 8)["correct"] and predictions["loss"].shape == (N,)

@@ -9,12 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder's level is its modules' level. What is not named here fails the test: a new module is given its place.
 LEVELS = {
     0: "layers data task fields schedules freeze averages muon plateau optim manifest checkpoint sharding records resolve "
-    "interruption phases",
+    "interruption naming phases",
     1: "models",
     2: "classification sequence detection analysis",
-    3: "step evaluate drivers assemble workdir recipe predict transfer features linear_probe visualize",
+    3: "step evaluate drivers assemble workdir recipe predict transfer features linear_probe weights visualize",
     4: "recording plans train population report summary architectures architecture_plot architecture_docs",
-    5: "main",
+    5: "main interchange",
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names.split()}
 HOME_OF = {  # who alone may import it
@@ -27,6 +27,11 @@ HOME_OF = {  # who alone may import it
     "sklearn": ("data", "linear_probe"),
     "tensorboard": ("records",),
     "matplotlib": ("architecture_plot",),
+    "altair": ("report",),
+    "vl_convert": ("report",),
+    "jinja2": ("report",),
+    "safetensors": ("weights",),
+    "onnx": ("weights",),
 }
 STEP_MAY_IMPORT = {"jax", "flax", "optax"}
 PACKAGE = sorted((ROOT / "cnn_jax").rglob("*.py"))

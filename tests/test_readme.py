@@ -118,6 +118,28 @@ def test_operators(name):
     assert not record["git"]["dirty"] and not any(row["disturbed"] for row in record["rows"])
 
 
+def input_table(record: dict) -> str:
+    """The benchmark of input, set by set: pictures a second end to end, ours by threads, beside each peer's."""
+    rows = [row for row in record["rows"] if row["stage"].startswith("end to end") and row["stage"].endswith("threads")]
+    lines = ["| pictures | beside | cnn_jax, a second | theirs, a second | times as fast |", "|---|---|---|---|---|"]
+    for row in rows:
+        facts = record["sets"][row["set"]]
+        size = "{:.0f}x{:.0f} px, {:.0f} kB".format(*facts["mean_size_px"][::-1], facts["mean_bytes"] / 1000)
+        ratio = row["ours_per_s"] / row["theirs_per_s"]
+        lines.append(
+            f"| {row['set']} ({size}) | {row['beside']} | {row['ours_per_s']:,.0f} | {row['theirs_per_s']:,.0f} "
+            f"| {ratio:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def test_input():
+    record = json.loads((ROOT / "experiments" / "results" / "input" / "cpu.json").read_text())
+    expected = f"<!-- table: input cpu -->\n{input_table(record)}\n"
+    assert expected in (ROOT / "README.md").read_text(), f"README.md must hold\n{expected}"
+    assert not record["git"]["dirty"] and not any(row.get("disturbed") for row in record["rows"])
+
+
 @pytest.mark.parametrize(
     ("name", "least"),
     [

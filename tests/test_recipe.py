@@ -2,7 +2,8 @@
 
 import pytest
 
-from cnn_jax.recipe import UsageError, load_config, member_values, parse_literal, split_members
+from cnn_jax.recipe import UsageError, base_fields, load_config, member_values, parse_literal, split_members
+from cnn_jax.workdir import flat
 
 DIGITS = "configs/lenet_digits.py"
 
@@ -72,3 +73,9 @@ def test_members_are_split_off_and_read_by_the_type_of_their_field():
 def test_members_that_cannot_be_read(arguments, says):
     with pytest.raises(UsageError, match=says):
         member_values(load_config(DIGITS, []), split_members(arguments)[1])
+
+
+def test_base_fields_are_those_that_every_recipe_has():
+    fields = base_fields()
+    assert fields["seed"] == 0 and fields["optim.decay_kinds"] == ["kernel"] and fields["model.name"] == ""
+    assert fields.keys() - {"data.name"} <= flat(load_config(DIGITS, [])).keys()

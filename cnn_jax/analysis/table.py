@@ -69,28 +69,34 @@ def _seen(field: ReceptiveField | None) -> dict[str, Any]:
     return {"receptive_field": list(field.size), "stride": stride, "sees": sees}
 
 
-def render(description: dict[str, Any]) -> str:
-    """The description as a table of text: the layers that do something, then the totals.
+COLUMNS = ("layer", "kind", "output", "params", "MACs", "field", "stride")
+
+
+def rows_of(description: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The text under each of COLUMNS, for the layers that do something; empty for none.
 
     A field is "all" of what sees the whole picture, and "?" where it is not known.
     """
+    return [
+        (
+            layer["name"],
+            layer["kind"],
+            _by(layer["output_shape"]),
+            f"{layer['params']:,}" if layer["params"] else "",
+            f"{layer['macs']:,}" if layer["macs"] else "",
+            _square(layer, "receptive_field"),
+            _square(layer, "stride"),
+        )
+        for layer in description["layers"]
+        if layer["kind"] != "map" or layer["params"] or layer["macs"]  # else another name for the map above
+    ]
+
+
+def render(description: dict[str, Any]) -> str:
+    """The description as a table of text: `rows_of`, then the totals."""
     unknown = any(layer["sees"] == "unknown" for layer in description["layers"])
     is_exact = getattr(description, "is_exact", True)
-    rows = [("layer", "kind", "output", "params", "MACs", "field", "stride")]
-    for layer in description["layers"]:
-        if layer["kind"] == "map" and not layer["params"] and not layer["macs"]:
-            continue  # another name for the map above
-        rows.append(
-            (
-                layer["name"],
-                layer["kind"],
-                _by(layer["output_shape"]),
-                f"{layer['params']:,}" if layer["params"] else "",
-                f"{layer['macs']:,}" if layer["macs"] else "",
-                _square(layer, "receptive_field"),
-                _square(layer, "stride"),
-            )
-        )
+    rows = [COLUMNS, *rows_of(description)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     left = (True, True, True, False, False, False, False)
     lines = [

@@ -47,6 +47,11 @@ CIFAR10 = cifar_archives.Cifar(
 )
 
 
+def known_classes() -> tuple[str, ...]:
+    """The names of the classes, as they are without the data."""
+    return CIFAR10.classes
+
+
 def make_source(config: ConfigDict, split: str) -> ArraySource | None:
     """One split: image (32, 32, 3) uint8, label int32; fields and errors of `cifar_archives.make_cifar_source`."""
     return cifar_archives.make_cifar_source(CIFAR10, config, split)

@@ -13,8 +13,10 @@ example, read from the raw stream of a Philox generator: the key is (seed, step)
   centre crop          the short side resized, the middle square, placed as torchvision's Resize and CenterCrop place it.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +109,8 @@ def decode_window(
     """The pixels in a window of a picture file, a square of `out_px`; `resample` is one of decode.RESAMPLES.
 
     To a grey level what Pillow gives, step by step. With is_exact=False in less time: a JPEG of which a half (a quarter, an
-    eighth) of the pixels suffices is decoded to those only, and of an inset nothing else is resized (to two grey levels).
+    eighth) of the pixels suffices is decoded to those only, of an inset nothing else is resized (to two grey levels), and a
+    smaller cut goes through `quickly_resized`.
 
     Raises:
       ValueError: as `decode_bytes`.
@@ -126,9 +129,35 @@ def decode_window(
     y, x = picture.shape[0] / height, picture.shape[1] / width
     if isinstance(window, Cut) and x == y == 1:
         picture, box = picture[top : top + h, left : left + w], None
+        if not is_exact and resample == "bilinear" and max(h, w) < 2 * out_px:
+            return quickly_resized(picture, out_px)
     else:  # rounding must not lead beyond the picture
         box = left * x, top * y, min((left + w) * x, picture.shape[1]), min((top + h) * y, picture.shape[0])
     return np.asarray(Image.fromarray(picture).resize((out_px, out_px), method, box))
+
+
+def quickly_resized(picture: UInt8[np.ndarray, "h w 3"], out_px: int) -> UInt8[np.ndarray, "out_px out_px 3"]:
+    """A picture of less than twice `out_px` resized to that square by OpenCV, nearly as Pillow's bilinear does it.
+
+    Where it is enlarged, to a grey level the same. Where it is reduced, Pillow widens its triangle with the reduction r;
+    here three taps of as much more variance, (r^2 - 1) / 6, go before the plain triangle: in the mean over photographs
+    within one grey level. A third of the time, in whole numbers, whose bits do not hang on the processor.
+    """
+    cv2 = _opencv()
+    sides = [max((side / out_px) ** 2 - 1, 0) / 12 for side in (picture.shape[1], picture.shape[0])]
+    if any(sides):
+        x, y = (np.array([side, 1 - 2 * side, side], np.float32) for side in sides)
+        picture = cv2.sepFilter2D(picture, -1, x, y, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(picture, (out_px, out_px), interpolation=cv2.INTER_LINEAR_EXACT)
+
+
+@functools.cache
+def _opencv() -> ModuleType:
+    """OpenCV, told to start no threads: ours decode several pictures at once as it is."""
+    import cv2
+
+    cv2.setNumThreads(0)
+    return cv2
 
 
 def show_inset(

@@ -19,6 +19,7 @@ TFDS's own imagenet2012 in array_record form is read as well.
 import io
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -46,6 +47,12 @@ WHERE_TO_GET = (
     f"register at https://image-net.org and fetch {TRAIN.filename}, {VALIDATION.filename} and {DEVKIT.filename}"
 )
 Pairs = Callable[[], Iterator[tuple[Entry, int]]]
+
+
+def known_classes() -> tuple[str, ...]:
+    """The wnids in the order of labels, as TFDS's package lists them: without the data, and so without the words."""
+    package = find_spec("tensorflow_datasets").submodule_search_locations[0]  # imports nothing: that takes a second
+    return tuple((Path(package) / "datasets" / "imagenet2012" / "labels.txt").read_text().split())
 
 
 def make_source(config: ConfigDict, split: str) -> EncodedSource:

@@ -34,6 +34,7 @@ from cnn_jax.layers.conv import Conv
 from cnn_jax.layers.dropout import AlexNetDropout
 from cnn_jax.layers.norm import local_response_norm
 from cnn_jax.layers.pool import adaptive_average_pool, max_pool
+from cnn_jax.naming import Naming
 
 
 @dataclass(frozen=True)
@@ -197,3 +198,15 @@ def build(
     row = asdict(VARIANTS[variant])
     del row["input_shape"]
     return AlexNet(**row | overrides, num_classes=num_classes, dtype=dtype, remat=remat)
+
+
+def _torchvision(module: AlexNet) -> Naming:
+    """torchvision/models/alexnet.py."""
+    if not module.is_torchvision:
+        raise ValueError("torchvision's AlexNet is alexnet:torchvision, not the paper's")
+    convolutions = {f"conv{n}": f"features.{i}" for n, i in enumerate((0, 3, 6, 8, 10), start=1)}
+    dense = {"fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6"}
+    return Naming(convolutions | dense, flattened={"fc6": module.widths[4]})
+
+
+NAMINGS = {"torchvision": _torchvision}

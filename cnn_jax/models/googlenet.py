@@ -40,6 +40,7 @@ from cnn_jax.layers.conv import Conv
 from cnn_jax.layers.init import he_normal
 from cnn_jax.layers.norm import BatchNorm, local_response_norm
 from cnn_jax.layers.pool import adaptive_average_pool, average_pool, global_average_pool, max_pool
+from cnn_jax.naming import Naming
 
 Widths = tuple[int, int, int, int, int, int]
 
@@ -318,3 +319,35 @@ def _conv(module: nn.Module, x: Array, name: str, features: int, size: int, *, s
     if module.use_bn:
         x = BatchNorm(epsilon=module.epsilon, frozen=module.frozen_stats, name=f"{name}_bn")(x, train=train)
     return nn.relu(x)
+
+
+def _torchvision(module: GoogLeNet) -> Naming:
+    """torchvision/models/googlenet.py. Its published weights expect (x - 0.5) / 0.5, to which its `transform_input` turns
+    pictures that were normalised as for other networks: the same as this preprocessing."""
+    if not module.use_bn or module.kernel_5x5 != 3 or module.pool4_size != 2:
+        raise ValueError("torchvision's GoogLeNet is googlenet:torchvision, or googlenet:torchvision-aux")
+    branches = {
+        "1x1": "branch1",
+        "3x3_reduce": "branch2.0",
+        "3x3": "branch2.1",
+        "5x5_reduce": "branch3.0",
+        "5x5": "branch3.1",
+        "pool_proj": "branch4.1",
+    }
+    convolutions, dense = {"conv1": "conv1", "conv2_reduce": "conv2", "conv2": "conv3"}, {}
+    for key in MODULES:
+        convolutions |= {f"inception_{key}/{ours}": f"inception{key}.{theirs}" for ours, theirs in branches.items()}
+    for name in AUXILIARY.values() if module.use_aux else ():
+        convolutions[f"{name}/conv"] = f"{name}.conv"
+        dense |= {f"{name}/fc": f"{name}.fc1", f"{name}/logits": f"{name}.fc2"}
+    modules = {}
+    for ours, theirs in convolutions.items():
+        modules |= {ours: f"{theirs}.conv", f"{ours}_bn": f"{theirs}.bn"}
+    return Naming(
+        {**modules, **dense, "logits": "fc"},
+        flattened={f"{name}/fc": 128 for name in AUXILIARY.values()},
+        preprocessing={"mean": (0.5,) * 3, "std": (0.5,) * 3},
+    )
+
+
+NAMINGS = {"torchvision": _torchvision}

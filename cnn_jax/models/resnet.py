@@ -53,6 +53,7 @@ from cnn_jax.layers.conv import Conv
 from cnn_jax.layers.init import he_gaussian
 from cnn_jax.layers.norm import BatchNorm
 from cnn_jax.layers.pool import blur_pool, global_average_pool, max_pool
+from cnn_jax.naming import Naming
 
 _fc_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -329,3 +330,39 @@ def build(
         kind = "pre-activation ends its branches in a convolution" if row.is_preactivated else "it has no shortcuts"
         raise ValueError(f"zero_init_residual=True: not for variant {variant!r}, since {kind}")
     return module
+
+
+def _torchvision(module: ResNet) -> Naming:
+    """torchvision/models/resnet.py, and timm/models/resnet.py for networks of these depths."""
+    row = module.row
+    if row.is_cifar or row.is_preactivated or row.shortcut != "B":
+        raise ValueError("torchvision and timm have the ImageNet ResNets of shortcut B, not pre-activated")
+    if row.is_bottleneck and row.stride_in == 1:
+        raise ValueError("torchvision and timm have the stride of a bottleneck in its 3x3 convolution: take a -v1.5")
+    return Naming(_modules(row, ("downsample.0", "downsample.1"), "fc"))
+
+
+def _akamaster(module: ResNet) -> Naming:
+    """https://github.com/akamaster/pytorch_resnet_cifar10, resnet.py: CIFAR-10, normalised as ImageNet is."""
+    row = module.row
+    if not row.is_cifar or row.is_preactivated or row.is_bottleneck or row.shortcut == "none":
+        raise ValueError("akamaster has the CIFAR ResNets of two 3x3 convolutions a block, not plain or pre-activated")
+    return Naming(_modules(row, ("shortcut.0", "shortcut.1"), "linear"), dataset="cifar10")
+
+
+def _modules(row: Variant, shortcut: tuple[str, str], classifier: str) -> dict[str, str]:
+    names, count = {"conv1": "conv1", "bn1": "bn1"}, 3 if row.is_bottleneck else 2
+    for stage, num_blocks in enumerate(row.num_blocks, start=2):
+        for i in range(num_blocks):
+            ours, theirs = f"conv{stage}_{i + 1}", f"layer{stage - 1}.{i}"
+            inner = [f"{kind}{j}" for j in range(1, count + 1) for kind in ("conv", "bn")]
+            names |= {f"{ours}/{name}": f"{theirs}.{name}" for name in inner}
+            if i == 0 and row.shortcut == "B" and (stage > 2 or row.is_bottleneck):
+                names |= {
+                    f"{ours}/{name}": f"{theirs}.{other}"
+                    for name, other in zip(("shortcut", "shortcut_bn"), shortcut, strict=True)
+                }
+    return names | {"fc": classifier}
+
+
+NAMINGS = {"torchvision": _torchvision, "timm": _torchvision, "akamaster": _akamaster}

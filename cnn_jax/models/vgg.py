@@ -34,6 +34,7 @@ from cnn_jax.layers.conv import Conv
 from cnn_jax.layers.init import glorot_uniform
 from cnn_jax.layers.norm import BatchNorm, local_response_norm
 from cnn_jax.layers.pool import max_pool
+from cnn_jax.naming import Naming
 
 Kernels = tuple[tuple[int, ...], ...]
 
@@ -184,3 +185,42 @@ def build(
     row = asdict(VARIANTS[variant])
     del row["input_shape"]
     return VGG(**row | overrides, num_classes=num_classes, dtype=dtype, remat=remat)
+
+
+def _torchvision(module: VGG) -> Naming:
+    """torchvision/models/vgg.py: vgg11 to vgg19 are A, B, D and E; ReLUs and poolings have numbers too."""
+    features = _features(module, "torchvision")
+    dense = {f"fc{len(module.kernels) + 1 + j}": f"classifier.{3 * j}" for j in range(_num_dense(module))}
+    return Naming(features | dense, flattened={f"fc{len(module.kernels) + 1}": module.widths[len(module.kernels) - 1]})
+
+
+def _timm(module: VGG) -> Naming:
+    """timm/models/vgg.py: fc6 and fc7 are convolutions of 7x7 and 1x1."""
+    if _num_dense(module) != 3:
+        raise ValueError("timm's VGG has two hidden dense layers")
+    first, second, last = (f"fc{len(module.kernels) + j}" for j in (1, 2, 3))
+    dense = {first: "pre_logits.fc1", second: "pre_logits.fc2", last: "head.fc"}
+    channels = module.widths[len(module.kernels) - 1 :]
+    flattened = {first: channels[0], second: channels[1]}
+    return Naming(_features(module, "timm") | dense, flattened=flattened, are_convolutions=True)
+
+
+def _num_dense(module: VGG) -> int:
+    return len(module.widths) - len(module.kernels) + 1
+
+
+def _features(module: VGG, library: str) -> dict[str, str]:
+    if module.use_lrn or any(size != 3 for stage in module.kernels for size in stage):
+        raise ValueError(f"{library} has VGG's configurations A, B, D and E, with batch normalisation or without")
+    names, i = {}, 0
+    for stage, kernels in enumerate(module.kernels, start=1):
+        for j in range(1, len(kernels) + 1):
+            names[f"conv{stage}_{j}"] = f"features.{i}"
+            if module.use_bn:
+                names[f"conv{stage}_{j}_bn"] = f"features.{i + 1}"
+            i += 2 + module.use_bn  # and its ReLU
+        i += 1  # the pooling
+    return names
+
+
+NAMINGS = {"torchvision": _torchvision, "timm": _timm}

@@ -1,12 +1,13 @@
-"""Pictures a second from JPEG files to a batch on the device, against a PyTorch DataLoader with torchvision's transforms.
+"""Pictures a second from JPEG files to a batch on the device, against a PyTorch DataLoader, and against tf.data.
 
-    python -m experiments.benchmarks.input --pictures=DIR [--enlarged_px=375] [--torch_python=PATH] [--out=FILE]
+    python -m experiments.benchmarks.input --pictures=DIR [--enlarged_px=375] [--out=FILE]
 
 Stages: a file's bytes decoded; decoded, cropped at random and resized to 224 (both on one core); and batches end to end:
 read, decoded, cropped, flipped, normalised, on the device. End to end each side has as many workers: DataLoader processes
-there, decoding threads or worker processes here. Both sides read the same files, take turns in one run, and their
-evaluation pictures (resize 256, crop 224) must agree to a grey level. Beside it stands the rate at which batches that lie
-ready reach the device.
+there (with torchvision's transforms), decoding threads or worker processes here. Both sides read the same files, take
+turns in one run, and their evaluation pictures (resize 256, crop 224) must agree to a grey level. tf.data, which decodes
+only the window that is cropped and resizes without antialiasing, takes its turns in the same way. Beside it stands the
+rate at which batches that lie ready reach the device.
 
 --enlarged_px also measures the pictures enlarged to such a short side, in place of originals that are not at hand (500 x 375
 is ImageNet's usual size; enlarged ones compress better), and those as `prepare --short_side=256` stores them.
@@ -51,6 +52,7 @@ from experiments.benchmarks.input_sides import (
 )
 
 TORCHVISION = "0.28.0"  # which asks for peer.TORCH
+TENSORFLOW = "2.21.0"
 COMPARED = 30
 CLASSES = tuple(map(str, range(1000)))
 
@@ -148,9 +150,13 @@ def measure_end_to_end(source: EncodedSource, workers: int, other: peer.Peer, ma
         )
         batches.close()
         yield {"stage": stage, "pictures_a_call": args.batch_size, **turns}
-    ready = Pipeline(source, args.batch_size, SEED).batch(0)
+
+
+def measure_ready(source: EncodedSource, args) -> dict:
+    """A row of the record: batches that lie ready, to the device."""
+    use, ready = make_use(sharding.make_mesh()), Pipeline(source, args.batch_size, SEED).batch(0)
     seconds = [peer.time_calls(lambda: use(ready), jax.block_until_ready, 10) for _ in range(args.trials)]
-    yield {"stage": "batches that lie ready", "ours_per_s": args.batch_size / float(np.median(seconds))}
+    return {"stage": "batches that lie ready", "ours_per_s": args.batch_size / float(np.median(seconds))}
 
 
 def check_agreement(source: EncodedSource, other: peer.Peer, folder: Path) -> int:
@@ -191,18 +197,16 @@ def make_sets(folder: str, temporary: Path, enlarged_px: int) -> dict[str, Path]
     return sets
 
 
-def torchvision_python(given: str | None) -> str:
-    """The interpreter of an environment that has torchvision: `given`, or one made once under .cache/peers."""
+def peer_python(given: str | None, package: str, version: str) -> str:
+    """The interpreter of an environment that has the package: `given`, or one made once under .cache/peers."""
     if given:
         return given
-    folder = peer.ROOT / ".cache" / "peers" / f"torchvision-{TORCHVISION}"
+    folder = peer.ROOT / ".cache" / "peers" / f"{package}-{version}"
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
-        print(
-            f"making an environment for torchvision {TORCHVISION} in {folder.relative_to(peer.ROOT)} (once)", flush=True
-        )
+        print(f"making an environment for {package} {version} in {folder.relative_to(peer.ROOT)} (once)", flush=True)
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", f"torchvision=={TORCHVISION}", "numpy"], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", f"{package}=={version}", "numpy"], check=True)
         (folder / "made").touch()
     return str(python)
 
@@ -216,6 +220,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", default="2", help="how many, end to end; several numbers separated by commas")
     parser.add_argument("--count", type=int, default=200, help="pictures of the stages on one core")
     parser.add_argument("--torch_python", help="an interpreter that has torchvision; without, an environment is made")
+    parser.add_argument("--tf_python", help="an interpreter that has TensorFlow; without, an environment is made")
     parser.add_argument("--trials", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long a side's turn takes, on one core")
     parser.add_argument("--loader_seconds", type=float, default=5.0, help="the same, end to end")
@@ -226,43 +231,49 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """The command."""
     args = parse_args()
-    other = peer.Peer(torchvision_python(args.torch_python), Path(__file__).with_name("torch_input.py"))
-    machine = Machine(other)
+    here = Path(__file__)
+    torch = peer.Peer(peer_python(args.torch_python, "torchvision", TORCHVISION), here.with_name("torch_input.py"))
+    tf = peer.Peer(peer_python(args.tf_python, "tensorflow-cpu", TENSORFLOW), here.with_name("tf_input.py"))
     rows, sets = [], {}
     with tempfile.TemporaryDirectory() as temporary:
         for name, folder in make_sets(args.pictures, Path(temporary), args.enlarged_px).items():
             files = picture_files(str(folder))
             source, count = make_source(files), min(args.count, len(files))
-            other.ask(do="pictures", folder=str(folder), count=count)
+            for other in (torch, tf):
+                other.ask(do="pictures", folder=str(folder), count=count)
             sizes = [decode_bytes(path.read_bytes()).shape[:2] for path in files[:count]]
             sets[name] = {
                 "files": len(files),
                 "mean_bytes": sum(path.stat().st_size for path in files) / len(files),
                 "mean_size_px": np.mean(sizes, axis=0).round().tolist(),
-                "evaluation_differs_at_most_by": check_agreement(source, other, Path(temporary)),
+                "evaluation_differs_at_most_by": check_agreement(source, torch, Path(temporary)),
             }
-            stages = [measure_one_core(source, count, other, machine, args)]
-            stages += [measure_end_to_end(source, int(n), other, machine, args) for n in args.workers.split(",")]
-            for row in itertools.chain(*stages):
-                if "ours" in row:
+            for beside, other in (("PyTorch", torch), ("tf.data", tf)):
+                machine = Machine(other)
+                stages = [measure_one_core(source, count, other, machine, args)]
+                stages += [measure_end_to_end(source, int(n), other, machine, args) for n in args.workers.split(",")]
+                for row in itertools.chain(*stages):
                     row |= {
                         f"{side}_per_s": row["pictures_a_call"] / row[side]["median_s"] for side in ("ours", "theirs")
                     }
-                rows.append({"set": name} | row)
-                show(rows[-1])
+                    rows.append({"set": name, "beside": beside} | row)
+                    show(rows[-1])
+            rows.append({"set": name} | measure_ready(source, args))
+            show(rows[-1])
     record = {
         "benchmark": "input",
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
         "git": peer.git_commit(),
         "versions": peer.versions() | library_versions(),
-        "peer": other.ask(do="facts"),
+        "peers": torch.ask(do="facts") | tf.ask(do="facts"),
         "batch_size": args.batch_size,
         "trials": args.trials,
         "sets": sets,
         "rows": rows,
     }
-    other.close()
+    torch.close()
+    tf.close()
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -273,6 +284,7 @@ def show(row: dict) -> None:
     """A row as a line."""
     line = f"{row['set']:34} {row['stage']:26} {row['ours_per_s']:8.0f}/s"
     if "theirs_per_s" in row:
+        line += f"  {row['beside']}"
         spread = [row[side]["max_s"] / row[side]["min_s"] for side in ("ours", "theirs")]
         line += f" {row['theirs_per_s']:8.0f}/s  {row['ours_per_s'] / row['theirs_per_s']:.2f} times"
         line += f"  (spread {spread[0]:.2f}, {spread[1]:.2f}){'  disturbed' if row['disturbed'] else ''}"
@@ -283,7 +295,7 @@ def library_versions() -> dict:
     """Of what decodes, and feeds."""
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("simplejpeg", "pillow", "grain", "numpy")}
+    return {name: version(name) for name in ("simplejpeg", "opencv-python-headless", "pillow", "grain", "numpy")}
 
 
 if __name__ == "__main__":

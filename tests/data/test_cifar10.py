@@ -97,3 +97,7 @@ def test_official_archives():
     binary, python = cifar10.CIFAR10.official
     assert binary == cifar10.DOWNLOADS[0] and binary.url.startswith("https://")
     assert (binary.num_bytes, python.num_bytes) == (170052171, 170498071)
+
+
+def test_the_classes_are_known_without_the_data():
+    assert list(cifar10.known_classes()) == NAMES

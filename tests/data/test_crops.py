@@ -181,10 +181,30 @@ def test_a_large_window_may_come_from_a_smaller_picture(window):
     assert np.abs(quick - exact).mean() < 2
 
 
-def test_a_window_below_twice_the_size_is_exact_all_the_same():
+@pytest.mark.parametrize("window", [Cut(10, 20, 127, 127), Cut(10, 20, 64, 90), Cut(3, 2, 50, 100), Cut(0, 0, 66, 40)])
+def test_a_window_below_twice_the_size_is_nearly_as_pillow_has_it(window):
+    rng = np.random.default_rng(0)
+    rough = np.clip(np.asarray(smooth_picture(480, 640)) + rng.normal(0, 6, (480, 640, 3)), 0, 255).astype(np.uint8)
+    for picture in (smooth_picture(480, 640), Image.fromarray(rough)):
+        data = encoded(picture, "PNG")
+        quick = decode_window(data, window, 64, is_exact=False).astype(int)
+        assert np.abs(quick - decode_window(data, window, 64)).mean() < 1
+
+
+def test_bicubic_below_twice_the_size_is_exact_all_the_same():
     data = encoded(smooth_picture(480, 640))
     window = Cut(10, 20, 127, 400)
-    np.testing.assert_array_equal(decode_window(data, window, 64, is_exact=False), decode_window(data, window, 64))
+    quick = decode_window(data, window, 64, "bicubic", is_exact=False)
+    np.testing.assert_array_equal(quick, decode_window(data, window, 64, "bicubic"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 40), (40, 40), (39, 23), (17, 31)])
+def test_a_small_window_is_enlarged_as_pillow_enlarges_it(size):
+    pixels = np.random.default_rng(sum(size)).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(pixels), "PNG")
+    window = Cut(11, 7, size[1], size[0])
+    expected = Image.fromarray(pixels).crop((11, 7, 11 + size[1], 7 + size[0])).resize((40, 40), Image.BILINEAR)
+    assert_close(decode_window(data, window, 40, is_exact=False), expected)
 
 
 def test_errors_name_the_picture():

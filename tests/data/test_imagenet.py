@@ -210,3 +210,9 @@ def test_tfds_own_directory_is_read_with_its_validation_as_test(tmp_path, monkey
     Builder(data_dir=str(tmp_path / "tfds")).download_and_prepare(file_format="array_record")
     assert [len(source(tmp_path / "tfds", split)) for split in ("train", "validation", "test")] == [9, 3, 6]
     assert source(tmp_path / "tfds").info.classes == WNIDS
+
+
+def test_the_wnids_are_known_without_the_data():
+    wnids = imagenet.known_classes()
+    assert len(set(wnids)) == 1000 and list(wnids) == sorted(wnids)  # as everybody numbers them
+    assert wnids[0] == "n01440764" and wnids[999] == "n15075141"  # the tench and the toilet roll

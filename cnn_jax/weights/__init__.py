@@ -1,0 +1,1 @@
+"""Weights from and to other libraries: their files, their names, their layouts."""
