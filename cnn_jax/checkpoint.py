@@ -199,12 +199,13 @@ class Checkpoints:
         args = _orbax().args
         return dict(self._checkpointer.restore(path, args=args.Composite(meta=args.JsonRestore())).meta)
 
-    def restore_newest(self, abstract_state: PyTree) -> Restored | None:
+    def restore_newest(self, abstract_state: PyTree | Callable[[int], PyTree]) -> Restored | None:
         """The newest whole checkpoint, or None if there is no checkpoint at all.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`, whose shardings and dtypes the arrays are given (other
-                float types are cast); without a sharding they go to the first device.
+                float types are cast); without a sharding they go to the first device. Or a function that gives it for
+                a step, where steps differ.
 
         Raises:
             NoWholeCheckpointError: there are checkpoints, but all are damaged. Nothing is deleted.
@@ -212,7 +213,7 @@ class Checkpoints:
         """
         return self._restore_first(abstract_state, reversed)
 
-    def restore_best(self, abstract_state: PyTree) -> Restored | None:
+    def restore_best(self, abstract_state: PyTree | Callable[[int], PyTree]) -> Restored | None:
         """As `restore_newest`, but the highest score first; None if no checkpoint has a score."""
 
         def order(steps: list[int]) -> list[int]:
@@ -228,7 +229,9 @@ class Checkpoints:
             raise self._no_such(step)
         return restored
 
-    def _restore_first(self, abstract_state: PyTree, order: Callable[[list[int]], Iterable[int]]) -> Restored | None:
+    def _restore_first(
+        self, abstract_state: PyTree | Callable[[int], PyTree], order: Callable[[list[int]], Iterable[int]]
+    ) -> Restored | None:
         self.wait()
         faults: dict[int, str] = {}
         while True:
@@ -238,7 +241,8 @@ class Checkpoints:
                 break
             inode, fault, state, meta, score = _inode(paths[step]), None, None, {}, None
             try:
-                state, meta, score = self._read(paths[step], step, abstract_state)
+                abstract = abstract_state(step) if callable(abstract_state) else abstract_state
+                state, meta, score = self._read(paths[step], step, abstract)
             except DamageError as damage:
                 fault = str(damage)
             if inode != _inode(paths[step]):

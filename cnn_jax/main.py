@@ -36,6 +36,11 @@ Records lie under runs/NAME of the clone, the summary under experiments/results.
 """
 
 
+OF_DATA = """
+With --data, fields of that recipe's data set are set as in training: --config.data.dir=DIR
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line like any other, and no option may be cut short."""
 
@@ -95,6 +100,24 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("workdir", type=Path, metavar="DIR")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     predict.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    features = add(
+        "features", "what a trained network makes of a data set: one of its layers, into a file", epilog=OF_DATA
+    )
+    features.add_argument("workdir", type=Path, metavar="DIR")
+    features.add_argument("--layer", required=True, metavar="NAME", help="a map of the network, e.g. pool5")
+    features.add_argument("--out", required=True, type=workdir, metavar="FILE.npz")
+    features.add_argument("--split", default="train,validation,test", metavar="SPLIT,...", help="default: all three")
+    features.add_argument(
+        "--data", metavar="CONFIG[:ARG]", help="a recipe whose data set is shown, in place of the run's"
+    )
+    features.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    features.add_argument("--batch_size", type=int, default=512, metavar="N")
+    features.add_argument("--data_dir", metavar="DIR", help="where the run's data lie, if not where its config says")
+    probe = add("probe", "a linear classifier on features: how much of the classes they tell")
+    probe.add_argument(
+        "file", type=Path, metavar="FILE.npz", help="as ./launch.sh features writes it, of all three splits"
+    )
+    probe.add_argument("--json", action="store_true", help="the whole result as JSON")
     analyze = add("analyze", "a network as its paper's table: maps, parameters, multiply-adds, receptive fields")
     analyze.add_argument(
         "model", nargs="?", metavar="MODEL[:VARIANT]", help="e.g. resnet:50; without a variant its first"
@@ -145,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze", "import-weights"):
+        if rest and args.verb not in ("train", "test", "analyze", "features", "import-weights"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
@@ -153,7 +176,10 @@ def main(argv: list[str] | None = None) -> int:
             from cnn_jax.backend import check_flags
 
             check_flags(os.environ.get("XLA_FLAGS", ""))
-        by_name = (train, evaluate, predict, analyze, report, prepare, import_weights, export, experiment, test)
+        by_name = (
+            *(train, evaluate, predict, features, probe, analyze, report, prepare),
+            *(import_weights, export, experiment, test),
+        )
         verbs = {verb.__name__.replace("_", "-"): verb for verb in by_name}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
@@ -292,6 +318,64 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     for path, top in zip(args.images, predict_pictures(run, pictures), strict=True):
         print(f"{path}:  " + "  ".join(f"{name} {probability:.4f}" for name, probability in top))
+    return 0
+
+
+def features(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`features DIR --layer=NAME --out=FILE.npz`."""
+    splits = args.split.split(",")
+    unknown = [split for split in splits if split not in ("train", "validation", "test")]
+    if unknown or len(set(splits)) < len(splits):
+        raise UsageError(f"--split={args.split} must name train, validation or test, each once")
+    if args.batch_size < 1:
+        raise UsageError(f"--batch_size={args.batch_size} must be at least 1")
+    if not args.out.absolute().parent.is_dir():
+        raise ValueError(f"--out={args.out}: there is no directory {args.out.absolute().parent}")
+    if args.data and args.data_dir:
+        raise UsageError("--data_dir is for the run's own data; with --data it is --config.data.dir")
+    if overrides and not args.data:
+        raise UsageError(f"unknown argument {overrides[0]!r}; fields of a data set go with --data")
+    other = load_config(args.data, overrides) if args.data else None
+    configure_jax()
+    from cnn_jax.assemble import make_sources
+    from cnn_jax.features import about, check_layer, extract, save_features
+    from cnn_jax.workdir import load_run
+
+    run = load_run(args.workdir, args.checkpoint, read_data=other is None, data_dir=args.data_dir)
+    for warning in run.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    sources = make_sources(other.data) if other else run.parts.sources
+    for split in splits:
+        if split not in sources:
+            raise ValueError(f"the data set has no {split} split; it has {', '.join(sources)}")
+    info = sources[splits[0]].info
+    shape = check_layer(run, args.layer, info.image_shape)
+    arrays = {split: extract(run, sources[split], args.layer, args.batch_size) for split in splits}
+    save_features(args.out, arrays, about(run, args.workdir, args.layer, info))
+    counts = ", ".join(f"{len(arrays[split]['label']):,} {split}" for split in splits)
+    print(f"{args.out}: {args.layer} of {args.workdir}, step {run.step:,}, {shape} each: {counts} of {info.name}")
+    return 0
+
+
+def probe(args: argparse.Namespace, rest: list[str]) -> int:
+    """`probe FILE.npz`."""
+    import json
+
+    from cnn_jax.features import load_features
+    from cnn_jax.linear_probe import fit_probe
+    from cnn_jax.summary import scores
+
+    splits, told = load_features(args.file)
+    result = fit_probe(splits, len(told["classes"]))
+    if args.json:
+        print(json.dumps(result | {"about": told}))
+        return 0
+    print(f"{told['layer']} of {told['run']} ({told['model']}), {result['num_features']:,} features")
+    print(
+        f"logistic regression on {result['num_train']:,} examples of {told['dataset']}, strength {result['strength']:g} "
+        "by validation; test split"
+    )
+    print(scores(result["metrics"], told["classes"]))
     return 0
 
 

@@ -33,6 +33,7 @@ from cnn_jax.plans import PLANS, Plan, candidates, probe
 from cnn_jax.recording import Diverged, Recording, boundaries, data_position, log_pieces
 from cnn_jax.resolve import nearest
 from cnn_jax.step import TrainState, make_train_step, scan_steps
+from cnn_jax.transfer import first_weights
 from cnn_jax.workdir import locked, open_workdir
 
 MEMBER_FIELDS = ("seed", "label_smoothing", "optim.lr", "optim.weight_decay", "optim.momentum")
@@ -53,6 +54,8 @@ def run(config: ConfigDict, grid: Mapping[str, Sequence[Any]], workdir: Path, pl
     with Interruption() as interruption:
         mesh = sharding.make_mesh(jax.devices()[:1])  # a member's batch is not split
         lead = assemble(next(iter(members.values())), mesh)
+        if len(lead.phases) > 1:
+            raise ValueError("config.phases: members of a population train in one phase; run them one by one")
         if not isinstance(lead.sources["train"], ArraySource):
             raise ValueError(f"a population needs a data set that fits in memory; {lead.info.name} does not")
         sharding.check_divides("config.batch_size", config.batch_size, mesh, config.accumulate_steps)
@@ -140,7 +143,12 @@ class _Population:
         restored = self.checkpoints.restore_newest(abstract)
         kept: dict[str, list[bytes]] = {key: [] for key in self.parts}
         if restored is None:
-            states = [member.init_state() for member in self.parts.values()]
+            taken, told, text = first_weights(self.lead)
+            if text:
+                print(text)
+            for recording in self.recordings.values():
+                recording.record |= told
+            states = [member.init_state(taken) for member in self.parts.values()]
         else:
             for warning in restored.warnings:
                 print(f"warning: {warning}")

@@ -29,8 +29,9 @@ class Diverged(ArithmeticError):
 class Recording:
     """The record (run.json), the metrics (metrics.jsonl) and the standing of a run in `workdir`.
 
-    `log` must be set, a `records.MetricsLog`, before anything is measured. `saved`: step and last evaluated step of the
-    newest checkpoint, None where there is none. `evaluator`: an `evaluate.Evaluator`; `poll` may raise to stop it.
+    `log` must be set, a `records.MetricsLog`, before anything is measured. `parts` follows the run's phases. `saved`: step
+    and last evaluated step of the newest checkpoint, None where there is none. `evaluator`: an `evaluate.Evaluator`; `poll`
+    may raise to stop it.
     """
 
     def __init__(self, parts: Parts, workdir: Path, evaluator: Any, poll: Callable[[], None] = lambda: None):
