@@ -99,5 +99,8 @@ if [ -z "${ACCELERATOR:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && ! [ -d 
   echo "launch.sh: this machine has an NVIDIA driver; ACCELERATOR=cuda ./launch.sh ... uses it (this run is on the CPU)" >&2
 fi
 
+# Asked for, it must be there: without this JAX would pass over what it does not find, and use the CPU.
+[ -z "${ACCELERATOR:-}" ] || export JAX_PLATFORMS="${JAX_PLATFORMS:-$ACCELERATOR,cpu}"
+
 cd "$here"
 exec "$venv/bin/python" -P -m cnn_jax.main "$@"  # -P: what lies in the current directory is not imported

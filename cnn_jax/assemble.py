@@ -3,7 +3,7 @@
 All that a config can get wrong is said here, in one line, before any work is done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from inspect import signature
@@ -23,7 +23,9 @@ from cnn_jax.data.pipeline import gather
 from cnn_jax.data.source import SPLITS, Source, SourceInfo
 from cnn_jax.data.views import make_views
 from cnn_jax.evaluate import Evaluator, normalize_batch
+from cnn_jax.freeze import frozen_stats, path_name
 from cnn_jax.optim import Optimizer, make_optimizer
+from cnn_jax.phases import phase_configs
 from cnn_jax.records import LARGEST
 from cnn_jax.resolve import first_line, nearest, resolve
 from cnn_jax.step import TrainState, init_state
@@ -35,8 +37,18 @@ NO_OVERRIDES = {"parent", "name", "num_classes", "dtype", "row"}
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What a run does from `first_step` on, until another phase begins."""
+
+    first_step: int
+    config: ConfigDict
+    task: Task
+    optimizer: Optimizer
+
+
+@dataclass(frozen=True)
 class Parts:
-    """What a config stands for."""
+    """What a config stands for. `task` and `optimizer` are the first phase's, or those of one that `during` was given."""
 
     config: ConfigDict
     mesh: Mesh
@@ -49,35 +61,62 @@ class Parts:
     num_steps: int
     init_from_data: Callable[[PyTree, Array], PyTree] | None  # the model's, where config.init asks for it
     make_optimizer: Callable[..., Optimizer]  # (config.optim, numbers=...) -> an optimiser for this network and length
+    phases: tuple[Phase, ...]  # of the run, the first one at step 0
 
     def of_member(self, config: ConfigDict) -> "Parts":
         """The parts of a run that differs in its seed and in numbers of the optimiser and the task. Raises ValueError."""
         check_config(config)
         task = resolve(config.task, "config.task", "make_task").make_task(config, self.task.module)
-        return replace(self, config=config, task=task, optimizer=self.make_optimizer(config.optim))
+        optimizer = self.make_optimizer(config.optim)
+        phases = (Phase(0, config, task, optimizer), *self.phases[1:])
+        return replace(self, config=config, task=task, optimizer=optimizer, phases=phases)
+
+    def during(self, phase: Phase) -> "Parts":
+        """The parts in that phase of the run."""
+        return replace(self, task=phase.task, optimizer=phase.optimizer)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that has made the state of that step: where one ends and one begins, the former."""
+        return next(phase for phase in reversed(self.phases) if phase.first_step < step or not phase.first_step)
+
+    def begin_phase(self, state: TrainState) -> TrainState:
+        """The state at the first step of the phase that these parts are in: the optimiser's is new, all else as it was."""
+        init = jax.jit(self.optimizer.tx.init, out_shardings=sharding.replicated(self.mesh))
+        return state.replace(opt_state=init(state.params))
 
     def root_key(self) -> Array:
         return jax.random.key(self.config.seed)
 
-    def init_state(self) -> TrainState:
-        """The state before the first step, on every device; a pure function of the seed, and of the data where config.init
-        has the model look at them."""
+    def init_state(self, taken: Mapping[str, Array | np.ndarray] | None = None) -> TrainState:
+        """The state before the first step, on every device; a pure function of the seed, of the data where config.init has
+        the model look at them, and of what is taken from elsewhere: arrays by path, "params/fc/kernel"."""
 
-        images = () if self.init_from_data is None else (self._first_images(),)
-        return jax.jit(self._init_state, out_shardings=sharding.replicated(self.mesh))(self.root_key(), *images)
+        images = None if self.init_from_data is None else self._first_images()
+        init = jax.jit(self._init_state, out_shardings=sharding.replicated(self.mesh))
+        return init(self.root_key(), images, dict(taken or {}))
 
-    def abstract_state(self) -> TrainState:
-        """The state's shapes, types and shardings."""
+    def abstract_state(self, step: int = 0) -> TrainState:
+        """The shapes, types and shardings of the state at a step, as a checkpoint has it."""
 
-        where = sharding.replicated(self.mesh)
-        shapes = jax.eval_shape(self._init_state, self.root_key())
+        where, parts = sharding.replicated(self.mesh), self.during(self.phase_at(step))
+        shapes = jax.eval_shape(parts._init_state, self.root_key())
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes)
 
-    def _init_state(self, key: Array, images: Array | None = None) -> TrainState:
+    def abstract_variables(self) -> dict[str, PyTree]:
+        """The shapes of the network's variables."""
+        return jax.eval_shape(lambda key: init_variables(self.task.module, key, self.info.image_shape), self.root_key())
+
+    def _init_state(
+        self, key: Array, images: Array | None = None, taken: Mapping[str, Array] | None = None
+    ) -> TrainState:
         variables = init_variables(self.task.module, key, self.info.image_shape)
         if images is not None:
             images = normalize_batch({"image": images}, self.info.preprocessing)["image"]
             variables = {**variables, "params": self.init_from_data(variables["params"], images)}
+        if taken:
+            variables = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jnp.asarray(taken.get(path_name(path), leaf), leaf.dtype), variables
+            )
         optim = self.config.optim
         return init_state(
             variables,
@@ -148,27 +187,58 @@ def assemble(config: ConfigDict, mesh: Mesh | None = None, *, record: dict[str, 
         return variables
 
     variables = jax.eval_shape(init, jax.random.key(0))
+    stats = variables.get("batch_stats", {})
+    normalisations = sorted({path_name(path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(stats)})
     optimizer_of = partial(
-        make_optimizer,
-        params=variables["params"],
-        steps_per_epoch=steps_per_epoch,
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        freeze=config.get("freeze"),
+        make_optimizer, params=variables["params"], steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
     )
-    optimizer = optimizer_of(config.optim)
+    starts = phase_configs(config, steps_per_epoch, num_steps)
+    phases = []
+    for (begin, settings), (end, _) in zip(starts, (*starts[1:], (num_steps, None)), strict=True):
+        try:
+            frozen = _with_frozen_stats(module, settings, normalisations)
+            optimizer = optimizer_of(
+                settings.optim, num_steps=end - begin, freeze=settings.get("freeze"), first_step=begin
+            )
+        except ValueError as error:
+            where = f"config.phases, from epoch {begin / steps_per_epoch:g}: " if begin else ""
+            raise ValueError(f"{where}{error}") from error
+        phases.append(Phase(begin, settings, task.make_task(settings, frozen), optimizer))
     first = _init_from_data(config, num_train)
     make_augment(config, info.image_shape, info.preprocessing.get("mean"))
     _check_views(config, module, variables, info.image_shape)
-    made = task.make_task(config, module)
+    of_member = partial(optimizer_of, num_steps=num_steps, freeze=config.get("freeze"))
     return Parts(
-        config, mesh, info, sources, made, optimizer, tuple(groups), steps_per_epoch, num_steps, first, optimizer_of
+        config,
+        mesh,
+        info,
+        sources,
+        phases[0].task,
+        phases[0].optimizer,
+        tuple(groups),
+        steps_per_epoch,
+        num_steps,
+        first,
+        of_member,
+        tuple(phases),
     )
+
+
+def _with_frozen_stats(module: Any, config: ConfigDict, normalisations: list[str]) -> Any:
+    """The module whose normalisations freeze the statistics that config.freeze.batch_stats says."""
+    expression = frozen_stats(config.get("freeze"), normalisations)
+    if not expression:
+        return module
+    if getattr(module, "frozen_stats", None) is None:
+        raise ValueError(f"config.freeze.batch_stats: {config.model.name} has no statistics that can be frozen")
+    if module.frozen_stats:
+        raise ValueError("config.freeze.batch_stats: config.model.overrides.frozen_stats freezes some already; set one")
+    return module.clone(frozen_stats=expression)
 
 
 def _init_from_data(config: ConfigDict, num_train: int) -> Callable[[PyTree, Array], PyTree] | None:
     """The model's `init_from_data` where config.init asks for it, as data_images above 0. ValueError where it cannot be."""
-    num = config.init.data_images if "init" in config else 0
+    num = config.get("init", {}).get("data_images", 0)
     if not num:
         return None
     if type(num) is not int or not 0 < num <= num_train:

@@ -72,7 +72,8 @@ def _make_ema(decay: float) -> Callable[[State], State]:
     def average(old, new):
         if not jnp.issubdtype(new.dtype, jnp.inexact):
             return new
-        return (decay * old + (1 - decay) * new).astype(old.dtype)
+        average = (decay * old + (1 - decay) * new).astype(old.dtype)
+        return jnp.where(new == old, old, average)  # what does not move is its own average, to the bit
 
     def after_step(state):
         if "params" not in (state.ema or {}):

@@ -78,11 +78,15 @@ class Checkpoints:
         if not read_only:
             processes.on_first(self._open)
         processes.on_all(self._check_seen)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    @functools.cached_property
+    def _checkpointer(self) -> Any:
+        """Made when the first checkpoint is read or written: a run that starts need not wait for Orbax."""
         ocp = _orbax()
-        self._checkpointer = ocp.Checkpointer(
+        return ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
         )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def _open(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._thread.shutdown()
-            self._checkpointer.close()
+            if "_checkpointer" in vars(self):
+                self._checkpointer.close()
 
     def wait(self) -> None:
         """Returns once the last save is whole on disk. Raises its OSError, once, if it failed."""
@@ -206,12 +211,13 @@ class Checkpoints:
         args = _orbax().args
         return dict(self._checkpointer.restore(path, args=args.Composite(meta=args.JsonRestore())).meta)
 
-    def restore_newest(self, abstract_state: PyTree) -> Restored | None:
+    def restore_newest(self, abstract_state: PyTree | Callable[[int], PyTree]) -> Restored | None:
         """The newest whole checkpoint, or None if there is no checkpoint at all.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`, whose shardings and dtypes the arrays are given (other
-                float types are cast); without a sharding they go to the first device.
+                float types are cast); without a sharding they go to the first device. Or a function that gives it for
+                a step, where steps differ.
 
         Raises:
             NoWholeCheckpointError: there are checkpoints, but all are damaged. Nothing is deleted.
@@ -219,7 +225,7 @@ class Checkpoints:
         """
         return self._restore_first(abstract_state, reversed)
 
-    def restore_best(self, abstract_state: PyTree) -> Restored | None:
+    def restore_best(self, abstract_state: PyTree | Callable[[int], PyTree]) -> Restored | None:
         """As `restore_newest`, but the highest score first; None if no checkpoint has a score."""
 
         def order(steps: list[int]) -> list[int]:
@@ -235,7 +241,9 @@ class Checkpoints:
             raise self._no_such(step)
         return restored
 
-    def _restore_first(self, abstract_state: PyTree, order: Callable[[list[int]], Iterable[int]]) -> Restored | None:
+    def _restore_first(
+        self, abstract_state: PyTree | Callable[[int], PyTree], order: Callable[[list[int]], Iterable[int]]
+    ) -> Restored | None:
         self.wait()
         faults: dict[int, str] = {}
         while True:
@@ -245,7 +253,8 @@ class Checkpoints:
                 break
             inode, fault, state, meta, score = _inode(paths[step]), None, None, {}, None
             try:
-                state, meta, score = self._read(paths[step], step, abstract_state)
+                abstract = abstract_state(step) if callable(abstract_state) else abstract_state
+                state, meta, score = self._read(paths[step], step, abstract)
             except DamageError as damage:
                 fault = str(damage)
             if inode != _inode(paths[step]):
@@ -308,7 +317,7 @@ def params_sha256(tree: PyTree) -> str:
 
 @functools.cache
 def _orbax() -> Any:
-    """Orbax, imported on first use (it takes 0.2 s) and quiet: its chatter, and the tracebacks that it also raises."""
+    """Orbax, imported on first use (it takes 0.4 s) and quiet: its chatter, and the tracebacks that it also raises."""
     import orbax.checkpoint as ocp
 
     def wanted(record: logging.LogRecord) -> bool:

@@ -5,6 +5,9 @@ Fields (of any object with these attributes):
   patterns       a tuple of (regular expression, epoch): each parameter whose whole path ("whiten/kernel", "conv[1-3]/.*")
                  the expression matches is frozen from that epoch on; fractions of an epoch round to whole steps. An
                  expression by itself is (expression, 0), from the start. Of several that match the earliest holds.
+  batch_stats    a tuple of regular expressions: each normalisation whose whole path ("bn1", "conv2_1/bn2") one of them
+                 matches applies its running statistics and leaves them alone, in training, too. Its scale and bias are
+                 parameters like others. May be missing, as in records from before the field was there
   is_annealed    a parameter frozen later has the schedule of a run that ends where it freezes, in place of this run's
                  (Brock et al., "FreezeOut", 2017, https://arxiv.org/abs/1706.04983, with the cosine)
 
@@ -12,11 +15,12 @@ What is frozen from the start keeps its bits; it has no gradient, no part in the
 What is frozen later is trained until then; what memory it had stays, unused. A lookahead may move it once more, when it
 next draws the weights back to their average.
 
-Statistics of normalisations are not parameters: `frozen_stats` of the networks freezes these.
+Phases (`phases.py`) freeze and thaw. Where all that comes before some layer is frozen from the start, the gradient stops
+there: no backward pass below it is even traced.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cnn_jax.fields import NOT_NEGATIVE, check_fields, is_expression, one_of, tuple_of
+from cnn_jax.fields import NOT_NEGATIVE, check_fields, invalid, is_expression, one_of, tuple_of
 
 Tree = Any  # a pytree of arrays
 
@@ -71,6 +75,22 @@ def frozen_steps(config: Any, params: Tree, steps_per_epoch: int) -> dict[str, i
     if names and all(steps.get(name) == 0 for name in names):
         raise ValueError(f"config.freeze.patterns={config.patterns!r}: freezes every parameter; leave one to train")
     return steps
+
+
+def frozen_stats(config: Any, normalisations: Iterable[str]) -> str:
+    """`config.freeze.batch_stats` as one regular expression, which `BatchNorm.frozen` takes; "" freezes nothing.
+
+    normalisations: the paths of the network's, those with running statistics. Raises ValueError where a pattern is none, or
+    matches none of them.
+    """
+    patterns, names = getattr(config, "batch_stats", ()), list(normalisations)
+    if not isinstance(patterns, tuple | list) or not all(map(is_expression, patterns)):
+        raise invalid(config, "freeze", "batch_stats", "must be a tuple, each of it a regular expression")
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            has = f", whose paths are like {names[0]!r}" if names else ": it has none that keeps statistics"
+            raise ValueError(f"config.freeze.batch_stats: {pattern!r} matches no normalisation of this model{has}")
+    return "|".join(f"(?:{pattern})" for pattern in patterns)
 
 
 def stop_frozen(steps: Mapping[str, int], params: Tree, step: Any) -> Tree:

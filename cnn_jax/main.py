@@ -37,6 +37,11 @@ With --launcher=slurm, sbatch's options are set as --slurm.partition=gpu --slurm
 """
 
 
+OF_DATA = """
+With --data, fields of that recipe's data set are set as in training: --config.data.dir=DIR
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line like any other, and no option may be cut short."""
 
@@ -96,6 +101,24 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("workdir", type=Path, metavar="DIR")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     predict.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    features = add(
+        "features", "what a trained network makes of a data set: one of its layers, into a file", epilog=OF_DATA
+    )
+    features.add_argument("workdir", type=Path, metavar="DIR")
+    features.add_argument("--layer", required=True, metavar="NAME", help="a map of the network, e.g. pool5")
+    features.add_argument("--out", required=True, type=workdir, metavar="FILE.npz")
+    features.add_argument("--split", default="train,validation,test", metavar="SPLIT,...", help="default: all three")
+    features.add_argument(
+        "--data", metavar="CONFIG[:ARG]", help="a recipe whose data set is shown, in place of the run's"
+    )
+    features.add_argument("--checkpoint", default="newest", choices=("newest", "best"), help="best: by validation")
+    features.add_argument("--batch_size", type=int, default=512, metavar="N")
+    features.add_argument("--data_dir", metavar="DIR", help="where the run's data lie, if not where its config says")
+    probe = add("probe", "a linear classifier on features: how much of the classes they tell")
+    probe.add_argument(
+        "file", type=Path, metavar="FILE.npz", help="as ./launch.sh features writes it, of all three splits"
+    )
+    probe.add_argument("--json", action="store_true", help="the whole result as JSON")
     analyze = add("analyze", "a network as its paper's table: maps, parameters, multiply-adds, receptive fields")
     analyze.add_argument(
         "model", nargs="?", metavar="MODEL[:VARIANT]", help="e.g. resnet:50; without a variant its first"
@@ -146,11 +169,18 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze", "import-weights", "experiment"):
+        if rest and args.verb not in ("train", "test", "analyze", "features", "import-weights", "experiment"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        by_name = (train, evaluate, predict, analyze, report, prepare, import_weights, export, experiment, test)
+        if args.verb not in ("prepare", "test") and "jax" not in sys.modules:  # which may have read them
+            from cnn_jax.backend import check_flags
+
+            check_flags(os.environ.get("XLA_FLAGS", ""))
+        by_name = (
+            *(train, evaluate, predict, features, probe, analyze, report, prepare),
+            *(import_weights, export, experiment, test),
+        )
         verbs = {verb.__name__.replace("_", "-"): verb for verb in by_name}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
@@ -171,18 +201,27 @@ def _report(error: Exception) -> int:
     if signum is not None:
         print(f"{error}; everything is saved, the same command goes on from here", file=sys.stderr)
         return 128 + signum
+    from cnn_jax.backend import is_out_of_memory
     from cnn_jax.resolve import first_line
 
     message = first_line(error)
-    if not isinstance(error, UsageError | ValueError | OSError | ArithmeticError):
+    if is_out_of_memory(error):
+        sizes = "config.batch_size, config.eval.batch_size or config.steps_per_dispatch"
+        message = f"the device is out of memory ({message}); lower {sizes}, or set config.driver=streamed"
+    elif not isinstance(error, UsageError | ValueError | OSError | ArithmeticError):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
     print(f"error: {message}", file=sys.stderr)
     return 2 if isinstance(error, UsageError) else 1
 
 
-def configure_jax() -> None:
-    """The persistent compilation cache, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+def configure_jax(starts: bool = True) -> None:
+    """Starts JAX. Its compilation cache persists, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise.
+
+    Raises ValueError for an accelerator that is not there.
+    """
     import jax
+
+    from cnn_jax import backend
 
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ROOT / ".cache" / "jax"))
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -199,6 +238,8 @@ def configure_jax() -> None:
     warnings.showwarning = mend
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if starts:
+        backend.start()
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -235,10 +276,12 @@ def demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train(config: Any, workdir: Path) -> None:
-    configure_jax()
+    configure_jax(starts=False)  # processes find one another before that
+    from cnn_jax import backend
     from cnn_jax.processes import joined
 
     with joined():
+        backend.start()
         from cnn_jax.summary import summary
         from cnn_jax.train import run
 
@@ -289,6 +332,64 @@ def predict(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def features(args: argparse.Namespace, overrides: list[str]) -> int:
+    """`features DIR --layer=NAME --out=FILE.npz`."""
+    splits = args.split.split(",")
+    unknown = [split for split in splits if split not in ("train", "validation", "test")]
+    if unknown or len(set(splits)) < len(splits):
+        raise UsageError(f"--split={args.split} must name train, validation or test, each once")
+    if args.batch_size < 1:
+        raise UsageError(f"--batch_size={args.batch_size} must be at least 1")
+    if not args.out.absolute().parent.is_dir():
+        raise ValueError(f"--out={args.out}: there is no directory {args.out.absolute().parent}")
+    if args.data and args.data_dir:
+        raise UsageError("--data_dir is for the run's own data; with --data it is --config.data.dir")
+    if overrides and not args.data:
+        raise UsageError(f"unknown argument {overrides[0]!r}; fields of a data set go with --data")
+    other = load_config(args.data, overrides) if args.data else None
+    configure_jax()
+    from cnn_jax.assemble import make_sources
+    from cnn_jax.features import about, check_layer, extract, save_features
+    from cnn_jax.workdir import load_run
+
+    run = load_run(args.workdir, args.checkpoint, read_data=other is None, data_dir=args.data_dir)
+    for warning in run.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    sources = make_sources(other.data) if other else run.parts.sources
+    for split in splits:
+        if split not in sources:
+            raise ValueError(f"the data set has no {split} split; it has {', '.join(sources)}")
+    info = sources[splits[0]].info
+    shape = check_layer(run, args.layer, info.image_shape)
+    arrays = {split: extract(run, sources[split], args.layer, args.batch_size) for split in splits}
+    save_features(args.out, arrays, about(run, args.workdir, args.layer, info))
+    counts = ", ".join(f"{len(arrays[split]['label']):,} {split}" for split in splits)
+    print(f"{args.out}: {args.layer} of {args.workdir}, step {run.step:,}, {shape} each: {counts} of {info.name}")
+    return 0
+
+
+def probe(args: argparse.Namespace, rest: list[str]) -> int:
+    """`probe FILE.npz`."""
+    import json
+
+    from cnn_jax.features import load_features
+    from cnn_jax.linear_probe import fit_probe
+    from cnn_jax.summary import scores
+
+    splits, told = load_features(args.file)
+    result = fit_probe(splits, len(told["classes"]))
+    if args.json:
+        print(json.dumps(result | {"about": told}))
+        return 0
+    print(f"{told['layer']} of {told['run']} ({told['model']}), {result['num_features']:,} features")
+    print(
+        f"logistic regression on {result['num_train']:,} examples of {told['dataset']}, strength {result['strength']:g} "
+        "by validation; test split"
+    )
+    print(scores(result["metrics"], told["classes"]))
+    return 0
+
+
 def analyze(args: argparse.Namespace, rest: list[str]) -> int:
     """`analyze MODEL[:VARIANT]`, `analyze --compare`, `analyze --write_docs`."""
     import json
@@ -308,6 +409,7 @@ def analyze(args: argparse.Namespace, rest: list[str]) -> int:
     of_one = [args.size_px, args.num_classes]
     if not args.model and (overrides or any(value is not None for value in of_one)):
         raise UsageError("--size_px, --num_classes and --config.model.overrides go with MODEL, not with all networks")
+    configure_jax()
     from cnn_jax import architecture_docs, architecture_plot, architectures
     from cnn_jax.analysis.table import render
 

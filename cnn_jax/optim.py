@@ -25,6 +25,9 @@ whichever are in use; those that are younger than some runs' records (`LATER`) m
   groups                  a tuple of (regular expression, factor of lr, factor of wd): each parameter whose whole path
                           ("conv1/bias", "inception_4a/3x3/kernel") the expression matches has these factors, whatever
                           its kind; the first that matches decides. Where none does: 1, and by decay_kinds 1 or 0
+  lr_scale                a tuple of (regular expression, factor above 0), of whole paths as in `groups`: a rate of its own
+                          for a part of the network, its decay as it would be; the first that matches decides. Multiplies
+                          what `groups` says
   clip_norm               the largest global norm of the gradient, 0 = off; decay is not part of that norm
   plateau_factor, plateau_patience_evals, plateau_min_delta             see `plateau.py`
   ema_decay, lookahead_every_steps, lookahead_decay, lookahead_power    see `averages.py`
@@ -124,6 +127,7 @@ def make_optimizer(
     batch_size: int = 1,
     freeze: Any = None,
     numbers: Mapping[str, Any] | None = None,
+    first_step: int = 0,
 ) -> Optimizer:
     """The optimiser of a run.
 
@@ -135,6 +139,7 @@ def make_optimizer(
       freeze: the run's `config.freeze`; None freezes nothing.
       numbers: scalars, maybe traced, by which `tx` differs from config's: "lr" and "weight_decay", factors of these, and
         "momentum", in its place. `schedule` is that of config.
+      first_step: of the run, at which this optimiser begins, its state new: a phase, whose length num_steps then is.
 
     Raises:
       ValueError: a field is missing or out of range, the run is empty, warm-up fills it, a group or a pattern matches no
@@ -195,10 +200,10 @@ def make_optimizer(
     always = [name for name, step in frozen.items() if not step]
     return Optimizer(
         tx=hold_frozen(optax.chain(*parts), frozen),
-        schedule=schedule,
+        schedule=lambda step: schedule(step - first_step),
         after_step=make_after_step(config, num_steps, always),
         after_eval=after_eval,
-        stop_frozen=partial(stop_frozen, frozen),
+        stop_frozen=lambda params, step: stop_frozen(frozen, params, step - first_step),
     )
 
 
@@ -211,9 +216,14 @@ def _is_group(x: Any) -> bool:
     return isinstance(x, tuple | list) and len(x) == 3 and is_expression(x[0]) and all(map(NOT_NEGATIVE[0], x[1:]))
 
 
+def _is_scale(x: Any) -> bool:
+    return isinstance(x, tuple | list) and len(x) == 2 and is_expression(x[0]) and POSITIVE[0](x[1])
+
+
 ADAPTIVE = ("lars", "lamb")  # with a rate of its own for each layer
 LATER = {  # what fields mean that are missing
     "use_decoupled": False,
+    "lr_scale": (),
     "lookahead_every_steps": 0,
     "lookahead_decay": 0.5,
     "lookahead_power": 0.0,
@@ -231,6 +241,7 @@ _FIELDS = {
     "weight_decay": NOT_NEGATIVE,
     "decay_kinds": tuple_of(one_of("kernel", "bias", "scale", "embedding")),  # the names flax.linen gives to leaves
     "groups": tuple_of((_is_group, "(regular expression, number, number), the numbers not below 0")),
+    "lr_scale": tuple_of((_is_scale, "(regular expression, number above 0); config.freeze is for 0")),
     "clip_norm": NOT_NEGATIVE,
     "use_decoupled": one_of(False, True),
     "muon_momentum": number(lambda x: 0 < x < 1, "in (0, 1)"),
@@ -263,13 +274,20 @@ def _factors(config: Any, params: Tree) -> dict[str, tuple[float, float]]:
     """By each parameter's path, the factors of its rate and of its decay."""
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     factors = {name: (1.0, float(name.rpartition("/")[2] in config.decay_kinds)) for name in names}
-    for pattern, lr, decay in reversed(config.groups):  # the first decides, so it comes last
-        matched = [name for name in names if re.fullmatch(pattern, name)]
-        if not matched:
+
+    def matched(field: str, pattern: str) -> list[str]:
+        found = [name for name in names if re.fullmatch(pattern, name)]
+        if not found:
             mend = f"{pattern!r} matches no parameter of this model, whose paths are like {names[0]!r}"
-            raise invalid(config, "optim", "groups", mend)
-        factors |= dict.fromkeys(matched, (float(lr), float(decay)))
-    return factors
+            raise invalid(config, "optim", field, mend)
+        return found
+
+    for pattern, lr, decay in reversed(config.groups):  # the first decides, so it comes last
+        factors |= dict.fromkeys(matched("groups", pattern), (float(lr), float(decay)))
+    scales: dict[str, float] = {}
+    for pattern, scale in reversed(config.lr_scale):
+        scales |= dict.fromkeys(matched("lr_scale", pattern), float(scale))
+    return {name: (lr * scales.get(name, 1.0), decay) for name, (lr, decay) in factors.items()}
 
 
 def _decay(config: Any, batch_size: int, lr_factor: float, decay_factor: float) -> float:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from cnn_jax import sharding
+from cnn_jax.backend import is_out_of_memory
 from cnn_jax.step import compiler_options
 
 PLANS = ("turns", "unrolled", "map", "vmap", "devices")
@@ -105,14 +106,24 @@ class Plan:
 def probe(
     plans: Sequence[Plan], states: Sequence[PyTree], own: PyTree, shared: PyTree, num_calls: int = 5
 ) -> dict[str, float]:
-    """Seconds a call of each plan, the median of `num_calls` after one that compiles. The states are left as they are."""
+    """Seconds a call of each plan, the median of `num_calls` after one that compiles; infinite where it finds no memory.
+    The states are left as they are."""
     packed = {plan.name: plan.pack([jax.tree.map(jnp.copy, state) for state in states]) for plan in plans}
     seconds: dict[str, list[float]] = {plan.name: [] for plan in plans}
     for call in range(num_calls + 1):
         for plan in plans:  # in turns, so that what else the machine does meets all alike
+            if plan.name not in packed:
+                continue
             started = time.perf_counter()
-            packed[plan.name], metrics = plan(packed[plan.name], own, shared)
-            jax.block_until_ready((packed[plan.name], metrics))
+            try:
+                packed[plan.name], metrics = plan(packed[plan.name], own, shared)
+                jax.block_until_ready((packed[plan.name], metrics))
+            except jax.errors.JaxRuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                del packed[plan.name]
+                seconds[plan.name] = [np.inf]
+                continue
             if call:
                 seconds[plan.name].append(time.perf_counter() - started)
     return {name: float(np.median(times)) for name, times in seconds.items()}

@@ -30,9 +30,10 @@ from cnn_jax.data.pipeline import Pipeline
 from cnn_jax.data.source import ArraySource
 from cnn_jax.interruption import Interrupted, Interruption
 from cnn_jax.plans import PLANS, Plan, candidates, probe
-from cnn_jax.recording import Diverged, Recording, boundaries, data_position
+from cnn_jax.recording import Diverged, Recording, boundaries, data_position, log_pieces
 from cnn_jax.resolve import nearest
 from cnn_jax.step import TrainState, make_train_step, scan_steps
+from cnn_jax.transfer import first_weights
 from cnn_jax.workdir import locked, open_workdir
 
 MEMBER_FIELDS = ("seed", "label_smoothing", "optim.lr", "optim.weight_decay", "optim.momentum")
@@ -53,6 +54,8 @@ def run(config: ConfigDict, grid: Mapping[str, Sequence[Any]], workdir: Path, pl
     with Interruption() as interruption:
         mesh = sharding.make_mesh(jax.devices()[:1])  # a member's batch is not split
         lead = assemble(next(iter(members.values())), mesh)
+        if len(lead.phases) > 1:
+            raise ValueError("config.phases: members of a population train in one phase; run them one by one")
         if not isinstance(lead.sources["train"], ArraySource):
             raise ValueError(f"a population needs a data set that fits in memory; {lead.info.name} does not")
         sharding.check_divides("config.batch_size", config.batch_size, mesh, config.accumulate_steps)
@@ -140,7 +143,12 @@ class _Population:
         restored = self.checkpoints.restore_newest(abstract)
         kept: dict[str, list[bytes]] = {key: [] for key in self.parts}
         if restored is None:
-            states = [member.init_state() for member in self.parts.values()]
+            taken, told, text = first_weights(self.lead)
+            if text:
+                print(text)
+            for recording in self.recordings.values():
+                recording.record |= told
+            states = [member.init_state(taken) for member in self.parts.values()]
         else:
             for warning in restored.warnings:
                 print(f"warning: {warning}")
@@ -163,7 +171,7 @@ class _Population:
         plans = [Plan(name, self._member_step, len(states), self._mesh(name)) for name in names]
         if len(plans) == 1:
             return plans[0]
-        num_steps = min(self.steps_per_dispatch, self.lead.num_steps)
+        num_steps = min(self.steps_per_dispatch, self._next_stop() - self.step)  # what is compiled here serves the run
         seconds = probe(plans, states, self._own(0, num_steps), self.shared)
         fastest = min(plans, key=lambda plan: seconds[plan.name])
         rates = ", ".join(f"{name} {num_steps * len(states) / s:,.0f}" for name, s in seconds.items())
@@ -234,14 +242,15 @@ class _Population:
                 self._save()
             if self.step == num_steps:
                 return
-            due = [(self.step // n + 1) * n for n in (self.log_every, self.eval_every, self.save_every)]
-            stop = min(num_steps, *due)
+            stop = self._next_stop()
             while self.step < stop:
                 self.interruption.poll()
                 self._dispatch(min(self.steps_per_dispatch, stop - self.step))
             evaluated = False
-            if self._is_due(self.log_every):
-                self._log()
+
+    def _next_stop(self) -> int:
+        """Where the members are next looked at. Log lines cut no dispatch short: each length is a program of its own."""
+        return min(self.lead.num_steps, *((self.step // n + 1) * n for n in (self.eval_every, self.save_every)))
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.lead.num_steps
@@ -249,9 +258,7 @@ class _Population:
     def _dispatch(self, num_steps: int) -> None:
         started = time.perf_counter()
         self.packed, metrics = self.plan(self.packed, self._own(self.step, num_steps), self.shared)
-        for name, measured in zip(self.parts, metrics, strict=True):
-            if name in self.alive:
-                self.recordings[name].window.add(measured)
+        begin = self.step
         self.step += num_steps
         timing = self.recordings[self.alive[0]].record["timing"]
         if "compile_s" not in timing:
@@ -260,6 +267,7 @@ class _Population:
                 recording.record["timing"]["compile_s"] = compile_s
             jax.block_until_ready(self.packed)
             self.progress.start(self.step)
+        self._log(metrics, begin)
 
     def _each(self, act: Any) -> list[Any]:
         """`act(recording, state)` for every member alive; one that diverges is told, and the others go on."""
@@ -277,13 +285,20 @@ class _Population:
                     raise Diverged(f"every member of {self.workdir} diverged; the last: {error}") from error
         return done
 
-    def _log(self) -> None:
-        rate = self.progress.rate(self.step)
-        means = self._each(lambda recording, state: recording.log_window(state, self.step, rate))
-        means = [mean for mean in means if mean]
-        if means:
+    def _log(self, metrics: list[PyTree], begin: int) -> None:
+        """Takes up the members' metrics since step `begin`, and writes the lines that are due."""
+        rate, last = self.progress.rate(self.step), None
+        for pieces, step, is_due in log_pieces(metrics, begin, self.step, self.log_every, self.lead.num_steps):
+            for name, piece in zip(self.parts, pieces, strict=True):
+                if name in self.alive:
+                    self.recordings[name].window.add(piece)
+            if is_due:
+                log = functools.partial(Recording.log_window, step=step, rate=rate)
+                last = step, [means for means in self._each(log) if means]
+        if last and last[1]:
+            step, means = last
             names = [name for name in ("loss", self.lead.task.headline) if name in means[0]]
-            self.progress.show(self.step, {name: float(np.mean([mean[name] for mean in means])) for name in names})
+            self.progress.show(step, {name: float(np.mean([mean[name] for mean in means])) for name in names})
 
     def _evaluate(self) -> None:
         states = dict(zip(self.parts, self.plan.unpack(self.packed), strict=True))

@@ -5,9 +5,12 @@ One object a run; `train.py` has one, `population.py` one for each member.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import jax
+from jaxtyping import PyTree
 
 from cnn_jax import processes, records
 from cnn_jax.assemble import Parts
@@ -26,8 +29,9 @@ class Diverged(ArithmeticError):
 class Recording:
     """The record (run.json), the metrics (metrics.jsonl) and the standing of a run in `workdir`.
 
-    `log` must be set, a `records.MetricsLog`, before anything is measured. `saved`: step and last evaluated step of the
-    newest checkpoint, None where there is none. `evaluator`: an `evaluate.Evaluator`; `poll` may raise to stop it.
+    `log` must be set, a `records.MetricsLog`, before anything is measured. `parts` follows the run's phases. `saved`: step
+    and last evaluated step of the newest checkpoint, None where there is none. `evaluator`: an `evaluate.Evaluator`; `poll`
+    may raise to stop it.
     """
 
     def __init__(self, parts: Parts, workdir: Path, evaluator: Any, poll: Callable[[], None] = lambda: None):
@@ -133,6 +137,23 @@ def data_position(parts: Parts, step: int) -> dict[str, Any]:
     """What decides which examples come next."""
     config = parts.config
     return {"step": step, "seed": config.seed, "batch_size": config.batch_size, "checksum": parts.info.checksum}
+
+
+def log_pieces(metrics: PyTree, begin: int, end: int, every: int, num_steps: int) -> Iterator[tuple[PyTree, int, bool]]:
+    """The metrics of steps `begin` to `end`, cut where a log line is due: (piece, the step it ends at, whether one is due).
+
+    metrics: leaves are scalars of a single step, or have a value for each step. A line is due at the multiples of `every`
+    and at the run's last step, `num_steps`. So a dispatch need not end where a line is due.
+    """
+    due = {*range((begin // every + 1) * every, end + 1, every)} | ({end} & {num_steps})
+    if due - {end}:
+        metrics = jax.device_get(metrics)
+    start = begin
+    for stop in sorted(due | {end}):
+        rows = slice(start - begin, stop - begin)
+        whole = (start, stop) == (begin, end)
+        yield metrics if whole else jax.tree.map(lambda values, rows=rows: values[rows], metrics), stop, stop in due
+        start = stop
 
 
 def boundaries(parts: Parts) -> tuple[int, int, int]:

@@ -15,15 +15,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cnn_jax import processes, records, sharding
-from cnn_jax.assemble import Parts, assemble
+from cnn_jax import backend, processes, records, sharding
+from cnn_jax.assemble import Parts, Phase, assemble
 from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data.pipeline import Pipeline
 from cnn_jax.drivers import make_driver
 from cnn_jax.interruption import Interrupted, Interruption
-from cnn_jax.recording import Recording, boundaries, data_position
+from cnn_jax.recording import Recording, boundaries, data_position, log_pieces
 from cnn_jax.schedules import describe_schedule_change
 from cnn_jax.step import make_train_step
+from cnn_jax.transfer import first_weights
 from cnn_jax.workdir import flat, locked, open_workdir, to_plain
 
 
@@ -77,24 +78,34 @@ class _Training:
         self.log_every, self.eval_every, self.save_every = boundaries(parts)
         self.validates = "validation" in parts.sources
         self.pipeline = Pipeline(parts.sources["train"], config.batch_size, config.seed, **config.input)
+        self._enter(parts.phases[0])
+        self.progress = records.Progress(parts.num_steps, parts.steps_per_epoch, config.batch_size)
+
+    def _enter(self, phase: Phase) -> None:
+        """From here on steps are that phase's."""
+        parts = self.recording.parts = self.parts.during(phase)
+        config = parts.config
         train_step = make_train_step(
             parts.loss_fn(), parts.optimizer.tx, parts.optimizer.after_step, config.accumulate_steps
         )
         self.driver = make_driver(
             config.driver, train_step, self.pipeline, parts.root_key(), parts.mesh, config.steps_per_dispatch
         )
-        self.progress = records.Progress(parts.num_steps, parts.steps_per_epoch, config.batch_size)
 
     def restore(self, before: dict[str, Any] | None) -> None:
         """Takes up the newest whole checkpoint, or the beginning. before: the run's record so far."""
-        restored = self.checkpoints.restore_newest(self.parts.abstract_state())
+        restored = self.checkpoints.restore_newest(self.parts.abstract_state)
         if restored is None:
             if before and before["step"] and before["status"] in ("finished", "interrupted"):
                 raise ValueError(
                     f"{self.workdir} has no checkpoint, though its run.json tells of step {before['step']}: nothing was "
                     "changed; bring its checkpoints back, or name another --workdir"
                 )
-            self.state, self.step, self.kept_lines = self.parts.init_state(), 0, []
+            taken, told, text = first_weights(self.parts)
+            if text:
+                print(text)
+            self.recording.record |= told
+            self.state, self.step, self.kept_lines = self.parts.init_state(taken), 0, []
             return
         for warning in restored.warnings:
             print(f"warning: {warning}")
@@ -108,11 +119,16 @@ class _Training:
             )
         self.kept_lines = records.kept_lines(self.workdir, meta["metrics_lines"])
         self.state, self.step = restored.state, restored.step
+        phase = self.parts.phase_at(self.step)
+        if phase.first_step:
+            self._enter(phase)
         self.recording.resume(self.step, meta)
+        if before and "init" in before:  # what it began from need not be there any more
+            self.recording.record["init"] = before["init"]
         print(f"resuming {self.workdir} at step {self.step} of {num_steps}")
         if before and before["num_steps"] != num_steps:
-            args = (self.parts.config.optim, before["num_steps"], num_steps, self.step, self.parts.steps_per_epoch)
-            print(describe_schedule_change(*args))
+            lengths = (steps - phase.first_step for steps in (before["num_steps"], num_steps, self.step))
+            print(describe_schedule_change(phase.config.optim, *lengths, self.parts.steps_per_epoch))
 
     def run(self) -> dict[str, Any]:
         """From here to the end; returns the record, which tells of whatever stops the run, too."""
@@ -160,33 +176,59 @@ class _Training:
                 self.profiling = True
             if profile and self.step == profile[1]:
                 self._stop_profile()
-            due = [(self.step // n + 1) * n for n in (self.log_every, self.eval_every, self.save_every)]
-            stop = min([num_steps, *due, *(step for step in profile if step > self.step)])
+            # Log lines cut no dispatch short: each length is a program of its own to compile.
+            due = [(self.step // n + 1) * n for n in (self.eval_every, self.save_every)]
+            starts = [phase.first_step for phase in self.parts.phases]
+            stop = min([num_steps, *due, *(step for step in (*profile, *starts) if step > self.step)])
             while self.step < stop:
                 self.interruption.poll()
                 self._dispatch(min(self.driver.steps_per_dispatch, stop - self.step))
-            if self._is_due(self.log_every):
-                self._log()
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.parts.num_steps
 
     def _dispatch(self, num_steps: int) -> None:
-        started = time.perf_counter()
-        self.state, metrics = self.driver(self.state, self.step, num_steps)
-        self.recording.window.add(metrics)
+        for phase in self.parts.phases[1:]:
+            if phase.first_step == self.step:  # not before: a checkpoint of this step is of the phase that ends here
+                self._enter(phase)
+                self.state = self.recording.parts.begin_phase(self.state)
+        started, timing = time.perf_counter(), self.recording.record["timing"]
+        is_first = "compile_s" not in timing
+        try:
+            self.state, metrics = self.driver(self.state, self.step, num_steps)
+            if is_first:
+                timing["compile_s"] = time.perf_counter() - started
+                jax.block_until_ready(self.state)
+        except jax.errors.JaxRuntimeError as error:
+            if is_first and backend.is_out_of_memory(error):
+                raise ValueError(self._out_of_memory()) from error
+            raise
         self.step += num_steps
-        timing = self.recording.record["timing"]
-        if "compile_s" not in timing:
-            timing["compile_s"] = time.perf_counter() - started
-            jax.block_until_ready(self.state)
+        if is_first:
             self.progress.start(self.step)
+        self._log(metrics, self.step - num_steps)
 
-    def _log(self) -> None:
-        means = self.recording.log_window(self.state, self.step, self.progress.rate(self.step))
-        if means:
-            shown = {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
-            self.progress.show(self.step, shown)
+    def _log(self, metrics: dict, begin: int) -> None:
+        """Takes up the metrics since step `begin`, and writes the lines that are due."""
+        last = None
+        for piece, step, is_due in log_pieces(metrics, begin, self.step, self.log_every, self.parts.num_steps):
+            self.recording.window.add(piece)
+            if is_due:
+                last = step, self.recording.log_window(self.state, step, self.progress.rate(self.step))
+        if last and last[1]:  # at the end: a reader who has left stops the run here, and what it saves must be complete
+            step, means = last
+            self.progress.show(
+                step, {name: means[name] for name in ("loss", self.parts.task.headline) if name in means}
+            )
+
+    def _out_of_memory(self) -> str:
+        config, state = self.parts.config, self.parts.abstract_state()
+        return backend.out_of_memory(
+            lambda batch_size: backend.program_bytes(self.driver.lower(state, batch_size)),
+            config.batch_size,
+            backend.memory_limit(),
+            self.parts.mesh.size * config.accumulate_steps,
+        )
 
     def _evaluate(self) -> bool:
         self.state, metrics, is_new_best = self.recording.evaluate(self.state, self.step)

@@ -120,7 +120,7 @@ def load_run(
         raise ValueError(f"the data set that {workdir} was trained on has other contents than config.data gives now")
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restore = checkpoints.restore_best if which == "best" else checkpoints.restore_newest
-        restored = restore(parts.abstract_state())
+        restored = restore(parts.abstract_state)
     if restored is None:
         validated = " that was validated; take the newest" if which == "best" else ""
         raise FileNotFoundError(f"{workdir} has no checkpoint yet{validated}")

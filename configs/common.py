@@ -29,11 +29,17 @@ def base() -> ConfigDict:
     # dtype: what the network computes in, float32 | bfloat16 | float16 (then the loss is scaled); parameters, statistics and
     # losses are float32 always.
     config.model = dict(name="", variant="", dtype="float32", overrides=ConfigDict())
+    # What the weights begin from. from: the workdir of a run, or of imported weights; "": drawn by the seed. checkpoint:
+    # newest | best. skip: regular expressions of paths that are not taken from there ("fc/.*").
     # data_images: training pictures, the first ones, that the model's own init_from_data begins from; 0: off
-    config.init = dict(data_images=0)
+    config.init = {"from": "", "checkpoint": "newest", "skip": (), "data_images": 0}
     # What does not train. patterns: regular expressions of parameters' paths ("conv1/.*"), or (expression, epoch from which
-    # on). is_annealed: what freezes later has the schedule of a run that ends there.
-    config.freeze = dict(patterns=(), is_annealed=False)
+    # on). is_annealed: what freezes later has the schedule of a run that ends there. batch_stats: regular expressions of
+    # normalisations ("conv2_1/bn1", ".*") that apply their running statistics and leave them alone.
+    config.freeze = dict(patterns=(), is_annealed=False, batch_stats=())
+    # ((epoch, field, value), ...): fields of optim and freeze that change from that epoch on, e.g. to unfreeze:
+    # ((5, "freeze.patterns", ()), (5, "optim.lr", 0.01)). The optimiser begins anew there (cnn_jax/phases.py).
+    config.phases = ()
     config.data = dict(name="")  # and what the data set's module asks for
     config.augment = dict(  # of training pictures, in this order; one draw an example
         resized_area_range=(1.0, 1.0),  # part of the picture that a random window shows, resized; (1, 1): off
@@ -70,6 +76,7 @@ def base() -> ConfigDict:
         weight_decay=0.0,
         decay_kinds=("kernel",),
         groups=(),  # ((regular expression of paths, factor of lr, factor of weight_decay), ...); the first that matches
+        lr_scale=(),  # ((regular expression of paths, factor of lr), ...), decay as it is; the first that matches
         clip_norm=0.0,  # 0: off
         schedule="constant",  # constant | step | exponential | cosine | linear | poly | plateau
         warmup_epochs=0.0,

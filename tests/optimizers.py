@@ -21,6 +21,7 @@ BASE = dict(
     weight_decay=0.0,
     decay_kinds=("kernel",),
     groups=(),
+    lr_scale=(),
     clip_norm=0.0,
     schedule="constant",
     warmup_epochs=0.0,
@@ -58,7 +59,9 @@ class State:
     ema: Any
 
 
-def make(*, params=None, steps_per_epoch=10, num_steps=100, batch_size=1, freeze=None, numbers=None, **changes):
+def make(
+    *, params=None, steps_per_epoch=10, num_steps=100, batch_size=1, freeze=None, numbers=None, first_step=0, **changes
+):
     return make_optimizer(
         ConfigDict(BASE | changes),
         params=draw(0) if params is None else params,
@@ -67,6 +70,7 @@ def make(*, params=None, steps_per_epoch=10, num_steps=100, batch_size=1, freeze
         batch_size=batch_size,
         freeze=None if freeze is None else ConfigDict({"is_annealed": False} | freeze),
         numbers=numbers,
+        first_step=first_step,
     )
 
 

@@ -31,6 +31,14 @@ def test_average_by_hand():
     np.testing.assert_array_equal(state.params["fc1"]["kernel"], [2.0, 10.0])
 
 
+@pytest.mark.parametrize("decay", [0.3, 0.9, 0.999])
+def test_what_does_not_move_is_its_own_average_to_the_bit(decay):
+    params = jax.tree.map(lambda leaf: leaf.at[..., 0].set(-0.0), draw(3))
+    state = make(ema_decay=decay).after_step(begin(make(), params, ema=init_averages(params, {})))
+    for average, leaf in zip(jax.tree.leaves(state.ema["params"]), jax.tree.leaves(params), strict=True):
+        assert np.asarray(average).tobytes() == np.asarray(leaf).tobytes()
+
+
 @settings(deadline=None, derandomize=True, max_examples=10)
 @given(decay=st.floats(0.01, 0.999), seed=st.integers(0, 99))
 def test_average_lies_between_old_and_new(decay, seed):

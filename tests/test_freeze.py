@@ -7,7 +7,8 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cnn_jax.freeze import FIELDS, frozen_steps, stop_frozen
+from cnn_jax.freeze import FIELDS, frozen_stats, frozen_steps, stop_frozen
+from cnn_jax.layers.norm import path_matches
 from tests.optimizers import begin, draw, make
 
 RULES = ["sgd", "adamw", "lars", "lamb"]
@@ -159,3 +160,24 @@ def test_every_field_is_checked():
         make(freeze={"patterns": (), "is_annealed": 1})
     with pytest.raises(ValueError, match=r"^config\.freeze\.patterns is missing"):
         make(freeze={})
+
+
+def test_statistics_are_picked_by_whole_paths():
+    names = ("bn1", "conv2_1/bn1", "conv2_1/bn2", "conv3_1/bn1")
+    expression = frozen_stats(ConfigDict({"batch_stats": ("bn1", "conv2_1/.*|conv9/.*")}), names)
+    assert [name for name in names if path_matches(expression, tuple(name.split("/")))] == list(names[:3])
+    assert frozen_stats(ConfigDict({"batch_stats": ()}), names) == frozen_stats(ConfigDict({}), names) == ""
+    assert frozen_stats(None, ()) == ""
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (("bn",), r"batch_stats: 'bn' matches no normalisation of this model, whose paths are like 'bn1'"),
+        (("bn1", "("), r"batch_stats=\('bn1', '\('\): must be a tuple, each of it a regular expression"),
+        ("bn1", r"batch_stats='bn1': must be a tuple"),
+    ],
+)
+def test_statistics_that_cannot_be_meant(patterns, message):
+    with pytest.raises(ValueError, match=rf"^config\.freeze\.{message}"):
+        frozen_stats(ConfigDict({"batch_stats": patterns}), ("bn1",))

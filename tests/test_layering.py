@@ -9,10 +9,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder's level is its modules' level. What is not named here fails the test: a new module is given its place.
 LEVELS = {
     0: "layers data task fields schedules freeze averages muon plateau optim manifest checkpoint sharding records resolve "
-    "interruption processes naming",
+    "interruption processes naming backend phases",
     1: "models",
     2: "classification sequence detection analysis",
-    3: "step evaluate drivers assemble workdir recipe predict transfer weights visualize",
+    3: "step evaluate drivers assemble workdir recipe predict transfer features linear_probe weights visualize",
     4: "recording plans train population report summary architectures architecture_plot architecture_docs",
     5: "main interchange",
 }
@@ -24,7 +24,7 @@ HOME_OF = {  # who alone may import it
     "absl": ("main", "data"),  # Grain's worker processes ask for its flags
     "tensorflow_datasets": ("data",),
     "grain": ("data",),
-    "sklearn": ("data",),
+    "sklearn": ("data", "linear_probe"),
     "tensorboard": ("records",),
     "matplotlib": ("architecture_plot",),
     "altair": ("report",),

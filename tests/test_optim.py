@@ -199,6 +199,37 @@ def test_groups_hold_for_every_rule(name):
     np.testing.assert_allclose(grouped["kernel"], plain["kernel"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "lars"])
+def test_a_rate_of_its_own_leaves_decay_as_it_is_and_the_first_that_matches_decides(name):
+    options = dict(name=name, weight_decay=0.3, momentum=0.0)
+    scales = (("conv1/kernel", 0.5), ("conv1/.*", 4.0))
+    plain, scaled, with_groups = (
+        make(**options, **changes).tx
+        for changes in (dict(), dict(lr_scale=scales), dict(lr_scale=scales, groups=(("conv1/bias", 2.0, 0.0),)))
+    )
+    plain, scaled, with_groups = (
+        tx.update(draw(1), tx.init(draw(0)), draw(0))[0] for tx in (plain, scaled, with_groups)
+    )
+    np.testing.assert_allclose(scaled["conv1"]["kernel"], plain["conv1"]["kernel"] * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(scaled["conv1"]["bias"], plain["conv1"]["bias"] * 4, rtol=1e-6)
+    np.testing.assert_allclose(with_groups["conv1"]["bias"], plain["conv1"]["bias"] * 8, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, scaled["bn1"], plain["bn1"])
+
+
+def test_an_optimiser_that_begins_later_counts_from_there():
+    options = dict(schedule="linear", num_steps=40, freeze={"patterns": (("conv1/.*", 2.0),)})  # epochs of 10 steps
+    at_first, later = make(**options), make(**options, first_step=100)
+    for step in (0, 7, 39):
+        assert later.schedule(100 + step) == at_first.schedule(step)
+        assert current_lr(later, later.tx.init(draw(0)), 100 + step) == current_lr(
+            at_first, at_first.tx.init(draw(0)), step
+        )
+    for optimizer, first in ((at_first, 0), (later, 100)):
+        for step, has_gradient in ((19, True), (20, False)):
+            loss = lambda params, at=first + step, own=optimizer: jnp.sum(own.stop_frozen(params, at)["conv1"]["bias"])  # noqa: E731
+            assert np.all((jax.grad(loss)(draw(0))["conv1"]["bias"] != 0) == has_gradient)
+
+
 @pytest.mark.parametrize("changes", [dict(), dict(momentum_form="alexnet"), dict(name="adamw"), dict(name="lamb")])
 def test_groups_that_change_nothing_change_no_bit(changes):
     options = dict(weight_decay=0.2, groups=((".*/kernel", 1, 1), (".*/(bias|scale)", 1.0, 0.0))) | changes
@@ -409,6 +440,7 @@ def test_shapes_are_enough_to_make_an_optimizer():
 
 
 GROUPS = "must be a tuple, each of it (regular expression, number, number), the numbers not below 0"
+SCALES = "must be a tuple, each of it (regular expression, number above 0); config.freeze is for 0"
 BAD_VALUES = [
     ("name", "adam", "must be one of 'sgd', 'adamw', 'lars', 'lamb', 'muon'"),
     ("lr", 0.0, "must be a number above 0"),
@@ -428,6 +460,8 @@ BAD_VALUES = [
     ("groups", (("bias", 1.0, -1.0),), GROUPS),
     ("groups", (("(", 1.0, 1.0),), GROUPS),
     ("groups", ("bias", 1.0, 1.0), GROUPS),
+    ("lr_scale", (("bias", 0.0),), SCALES),
+    ("lr_scale", ("bias", 1.0), SCALES),
     ("schedule", "cosin", "must be one of 'constant', 'step', 'exponential', 'cosine', 'linear', 'poly', 'plateau'"),
     ("warmup_epochs", -1, "must be a number not below 0"),
     ("warmup_form", "gradual", "must be one of 'linear', 'constant'"),
@@ -549,6 +583,11 @@ def test_every_field_is_checked():
             dict(groups=((".*/bias", 2, 0), ("conv2/.*", 1, 1))),
             "config.optim.groups=(('.*/bias', 2, 0), ('conv2/.*', 1, 1)): 'conv2/.*' matches no parameter of this "
             "model, whose paths are like 'bn1/bias'",
+        ),
+        (
+            dict(lr_scale=(("conv2/.*", 0.1),)),
+            "config.optim.lr_scale=(('conv2/.*', 0.1),): 'conv2/.*' matches no parameter of this model, whose paths are "
+            "like 'bn1/bias'",
         ),
         (
             dict(schedule="exponential", step_every_epochs=0.04),

@@ -79,6 +79,25 @@ def test_the_probe_measures_and_leaves_the_states(name):
         np.testing.assert_array_equal(kernel, state["kernel"])
 
 
+def test_a_plan_that_finds_no_memory_is_never_the_fastest():
+    states, own, shared = setting()
+    plans = [Plan(name, member_step, K, mesh_of(name)) for name in ("turns", "vmap")]
+
+    def no_room(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    plans[1]._step = no_room
+    seconds = probe(plans, states, own, shared, num_calls=1)
+    assert seconds["vmap"] == np.inf and 0 < seconds["turns"] < np.inf
+
+    def broken(*args):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    plans[1]._step = broken
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        probe(plans, states, own, shared, num_calls=1)
+
+
 def test_candidates(monkeypatch):
     assert candidates(8, 1) == candidates(8, 8) == ("turns",)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

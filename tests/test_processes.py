@@ -82,7 +82,7 @@ PROCESS = """
     from cnn_jax.processes import joined
     from cnn_jax.workdir import record_config
 
-    main.configure_jax()
+    main.configure_jax(starts=False)
     fed, put = [], sharding.put_batch
 
     def put_and_note(batch, mesh, axis=0):

@@ -5,10 +5,11 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from cnn_jax.assemble import assemble
-from cnn_jax.recording import Diverged, Recording, boundaries, data_position
+from cnn_jax.recording import Diverged, Recording, boundaries, data_position, log_pieces
 from cnn_jax.records import MetricsLog
 
 
@@ -81,3 +82,19 @@ def test_boundaries_and_data_position(parts):
     short.config.eval.every_epochs, short.config.checkpoint.every_epochs = 0.01, 2.5
     assert boundaries(short) == (3, 1, 12)  # half a step rounds to even
     assert data_position(parts, 7) == {"step": 7, "seed": 0, "batch_size": 16, "checksum": parts.info.checksum}
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "expected"),
+    [
+        (0, 2, [([0, 1], 2, False)]),
+        (0, 3, [([0, 1, 2], 3, True)]),
+        (2, 7, [([2], 3, True), ([3, 4, 5], 6, True), ([6], 7, False)]),
+        (7, 10, [([7, 8], 9, True), ([9], 10, True)]),  # the run's end
+        (9, 10, [(9, 10, True)]),  # one step: a scalar
+    ],
+)
+def test_metrics_are_cut_where_log_lines_are_due(begin, end, expected):
+    steps = np.arange(begin, end) if end - begin > 1 else np.int64(begin)
+    pieces = list(log_pieces([{"loss": steps}], begin, end, every=3, num_steps=10))
+    assert [(piece[0]["loss"].tolist(), step, is_due) for piece, step, is_due in pieces] == expected

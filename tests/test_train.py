@@ -20,8 +20,10 @@ from cnn_jax import assemble as assembling
 from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data import xo
 from cnn_jax.interruption import Interrupted
+from cnn_jax.population import run as run_population
 from cnn_jax.recording import Diverged
 from cnn_jax.records import check_seal
+from cnn_jax.train import _Training as training_class
 from cnn_jax.train import run
 from cnn_jax.workdir import load_run
 from tests.processes import ROOT, command, process_environment
@@ -184,6 +186,122 @@ def test_a_run_of_many_states_resumes_with_the_same_bits(elaborate_run, tmp_path
     assert 0 < json.loads((tmp_path / "run.json").read_text())["step"] < 15
     run(elaborate(), tmp_path)
     assert outcome(tmp_path) == outcome(elaborate_run)
+
+
+def in_phases(**changes):
+    """A head, from 1.4 epochs on more with other rates, from 2.6 on nearly all by another rule: steps 7 and 13 of 20."""
+    config = tiny()
+    config.checkpoint.every_epochs = 1.0
+    config.freeze.patterns = ("C.*",)
+    config.phases = (
+        (1.4, "freeze.patterns", ("C[13]/.*", ("F6/bias", 0.8))),
+        (1.4, "optim.lr_scale", (("C5/.*", 0.5),)),
+        (2.6, "freeze.patterns", ("C1/.*",)),
+        (2.6, "optim.name", "adamw"),
+        (2.6, "optim.lr", 0.001),
+    )
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def phased(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("phased")
+    run(in_phases(), workdir)
+    return workdir
+
+
+def checkpoint_of(parts, workdir):
+    """The state of the newest checkpoint, and its step."""
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore_newest(parts.abstract_state)
+    return jax.device_get(restored.state), restored.step
+
+
+def interrupted(config, workdir, monkeypatch, at_step):
+    """The run, stopped by a signal before that step is taken."""
+
+    def poll(self):
+        if training and training[-1].step == at_step:
+            raise Interrupted(signal.SIGTERM)
+
+    training, begin = [], training_class.restore
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(training_class, "restore", lambda self, before: (begin(self, before), training.append(self)))
+        patch.setattr("cnn_jax.interruption.Interruption.poll", poll)
+        run(config, workdir)
+
+
+@pytest.mark.parametrize("at_step", [7, *(pytest.param(n, marks=pytest.mark.full) for n in (3, 6, 8, 10, 13, 14, 20))])
+def test_a_run_of_phases_resumes_in_each_with_the_same_bits(phased, tmp_path, monkeypatch, at_step):
+    interrupted(in_phases(), tmp_path, monkeypatch, at_step)
+    parts = assembling.assemble(in_phases())
+    state, step = checkpoint_of(parts, tmp_path)
+    assert step == at_step
+    begins = [phase.first_step for phase in parts.phases]
+    assert begins == [0, 7, 13]
+    phase = sum(begin < at_step for begin in begins) - 1  # at a boundary the one that ends there
+    with_memory = {"C1": False, "C3": phase >= 2, "C5": phase >= 1, "F6": True, "output": True}
+    sizes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
+    for group, has_memory in with_memory.items():
+        assert (state.params[group]["kernel"].shape in sizes) == has_memory, group
+    run(in_phases(), tmp_path)
+    assert outcome(tmp_path) == outcome(phased)
+
+
+def test_what_a_phase_freezes_has_the_bits_it_had(phased, tmp_path, monkeypatch):
+    parts = assembling.assemble(in_phases())
+    first = jax.device_get(parts.init_state())
+    last, step = checkpoint_of(parts, phased)
+    assert step == 20
+    interrupted(in_phases(), tmp_path, monkeypatch, 13)
+    middle, _ = checkpoint_of(parts, tmp_path)
+
+    def stayed(group, before, after, average=False):
+        of = (lambda state: state.ema["params"]) if average else (lambda state: state.params)
+        return all(of(before)[group][leaf].tobytes() == of(after)[group][leaf].tobytes() for leaf in ("kernel", "bias"))
+
+    for average in (False, True):
+        assert stayed("C1", first, last, average)
+        assert stayed("C3", first, middle, average) and not stayed("C3", middle, last, average)
+        assert not stayed("C5", first, middle, average) and not stayed("output", first, middle, average)
+
+
+def test_a_phase_says_by_another_road_what_fields_of_one_phase_can_say(tmp_path):
+    """Without momentum: a rate that falls in steps, and what freezes later."""
+
+    def plain():
+        config = tiny(num_epochs=2)
+        config.optim.update(momentum=0.0, schedule="constant", ema_decay=0.0)
+        return config
+
+    by_fields, by_phases = plain(), plain()
+    by_fields.optim.update(schedule="step", step_epochs=(1.4,), step_factor=0.5)
+    by_fields.freeze.patterns = (("C1/.*", 1.4),)
+    by_phases.phases = ((1.4, "optim.lr", 0.01), (1.4, "freeze.patterns", ("C1/.*",)))
+    for name, config in (("fields", by_fields), ("phases", by_phases)):
+        run(config, tmp_path / name)
+    for one, other in zip(metrics_of(tmp_path / "fields"), metrics_of(tmp_path / "phases"), strict=True):
+        assert (one["step"], one["split"]) == (other["step"], other["split"])
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one.get("lr") == other.get("lr") is None or one["lr"] == pytest.approx(other["lr"])
+
+
+@pytest.mark.full
+def test_a_run_of_phases_goes_on_for_longer_and_tells_of_the_schedule(tmp_path, capsys):
+    config = in_phases(num_epochs=3)
+    config.optim.schedule = "cosine"
+    run(config, tmp_path)
+    config.num_epochs = 4
+    assert run(config, tmp_path)["step"] == 20
+    # 15 - 13 of what were 2 and are now 7 steps of the last phase: the cosine's end, and (1 + cos(2 pi / 7)) / 2 of 0.001
+    assert "alters the cosine schedule: its rate at step 2 goes from 0 to 0.000811745" in capsys.readouterr().out
+
+
+def test_members_of_a_population_train_in_one_phase(tmp_path):
+    with pytest.raises(ValueError, match=r"^config\.phases: members of a population train in one phase"):
+        run_population(in_phases(), {"seed": [0, 1]}, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,16 @@ class Pipeline:
         self.steps_per_epoch = len(source) // batch_size
         self._order = -1, np.empty(0, np.int32)  # of one epoch, and which: a single value, since threads share it
 
+    def order(self, epoch: int) -> Int[np.ndarray, " n"]:
+        """The permutation of all examples of which an epoch's batches are cut, one after another."""
+        ordered, order = self._order
+        if epoch != ordered:
+            # The raw stream is what NumPy promises to keep from version to version (NEP 19); a permutation is not.
+            draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(len(self.source))
+            order = np.argsort(draws, kind="stable").astype(np.int32)
+            self._order = epoch, order
+        return order
+
     def indices(self, step: int) -> Int[np.ndarray, " n"]:
         """The examples of a step's batch, over all processes."""
         return self._examples(step)[0]
@@ -69,12 +79,7 @@ class Pipeline:
         Copies stand as far apart as they can: neighbours are mixed, and shares of a batch differ.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
-        ordered, order = self._order
-        if epoch != ordered:
-            # The raw stream is what NumPy promises to keep from version to version (NEP 19); a permutation is not.
-            draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(len(self.source))
-            order = np.argsort(draws, kind="stable").astype(np.int32)
-            self._order = epoch, order
+        order = self.order(epoch)
         place, copy = np.divmod(position * self.batch_size + np.arange(self.batch_size), self.repeats)
         apart = np.argsort(copy, kind="stable")
         return order[place[apart]], copy[apart]
