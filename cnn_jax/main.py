@@ -217,7 +217,8 @@ def _report(error: Exception) -> int:
 def configure_jax(starts: bool = True) -> None:
     """Starts JAX. Its compilation cache persists, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise.
 
-    starts: False where this process may be one of several, which must find one another before `backend.start()`. Raises ValueError for an accelerator that is not there.
+    starts: False where this process may be one of several, which must find one another before `backend.start()`.
+    Raises ValueError for an accelerator that is not there.
     """
     import jax
 
