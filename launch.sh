@@ -4,7 +4,8 @@
 #   ./launch.sh                 train LeNet-5 on handwritten digits
 #   ./launch.sh VERB ...        train, evaluate, predict, analyze, report, prepare, test: see ./launch.sh --help
 #
-# PYTHON=python3.12 chooses the interpreter (3.11 to 3.13); ACCELERATOR=cuda or tpu adds that build of JAX.
+# PYTHON=python3.12 chooses the interpreter (3.11 to 3.13); ACCELERATOR=cuda or tpu adds that build of JAX;
+# EXTRAS="search slurm" adds what searches (Optuna) and Slurm arrays (submitit) need.
 set -euo pipefail
 here=$PWD
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
@@ -32,6 +33,10 @@ case ${ACCELERATOR:-} in
   *) fail "ACCELERATOR=$ACCELERATOR is not known; it is cuda or tpu" ;;
 esac
 
+for extra in ${EXTRAS:-}; do
+  case $extra in search|slurm) ;; *) fail "EXTRAS=$extra is not known; there are search and slurm" ;; esac
+done
+
 # What the environment was made from. Without ACCELERATOR, one that was made with it serves as well.
 stamp() { echo "$root"; cat "$@" | sha256sum; }
 is_current() {
@@ -46,6 +51,15 @@ is_current() {
   return 1
 }
 
+# Into the environment, by uv or pip.
+install() {
+  if command -v uv >/dev/null 2>&1; then
+    uv pip install --quiet --python "$venv/bin/python" "$@"
+  else
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  fi
+}
+
 make_environment() {
   local python lock requirements=(); python=$(find_python) || exit 1
   for lock in "${locks[@]}"; do requirements+=(-r "$lock"); done
@@ -53,23 +67,32 @@ make_environment() {
   rm -rf "$venv"
   if command -v uv >/dev/null 2>&1; then
     uv venv --quiet --python "$(command -v "$python")" "$venv" || fail "uv could not make $venv"
-    local install=(uv pip install --quiet --python "$venv/bin/python")
   else
     "$python" -m venv "$venv" || fail "'$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"
-    local install=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)
   fi
-  "${install[@]}" --require-hashes "${requirements[@]}" || fail "could not install ${locks[*]}; is there a network?"
-  "${install[@]}" --no-deps --no-build-isolation -e "$root" || fail "could not install cnn_jax itself"
+  install --require-hashes "${requirements[@]}" || fail "could not install ${locks[*]}; is there a network?"
+  install --no-deps --no-build-isolation -e "$root" || fail "could not install cnn_jax itself"
   stamp "${locks[@]}" >"$venv/made-from.partial"
   mv "$venv/made-from.partial" "$venv/made-from"
   echo "launch.sh: environment ready in $SECONDS s" >&2
 }
 
-if ! is_current; then
+# What EXTRAS names, and is not there yet, or not of this lock.
+add_extras() {
+  local extra
+  for extra in ${EXTRAS:-}; do
+    cmp -s "$root/requirements-$extra.lock" "$venv/extra-$extra" && continue
+    install --require-hashes -r "$root/requirements-$extra.lock" || fail "could not install EXTRAS=$extra; is there a network?"
+    cp "$root/requirements-$extra.lock" "$venv/extra-$extra"
+  done
+}
+
+if ! is_current || [ -n "${EXTRAS:-}" ]; then
   # Two starts at once: the second waits here, then finds the work done.
   exec 9>"$root/.venv.lock"
   if command -v flock >/dev/null 2>&1; then flock 9; fi
   is_current || make_environment
+  add_extras
   exec 9>&-
 fi
 if [ -z "${ACCELERATOR:-}" ] && command -v nvidia-smi >/dev/null 2>&1 && ! [ -d "$(echo "$venv"/lib/python3*/site-packages/jax_plugins)" ]; then

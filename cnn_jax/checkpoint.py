@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from cnn_jax import processes
 from cnn_jax.manifest import MANIFEST, DamageError, read_manifest, verify, write_manifest
 
 
@@ -74,10 +75,9 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         if read_only and not self.directory.is_dir():
             raise FileNotFoundError(f"no checkpoint directory {self.directory}: train first, or mend the path")
-        if not read_only and jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._clear_leftovers()
-        _synchronize("checkpoints opened")
+        if not read_only:
+            processes.on_first(self._open)
+        processes.on_all(self._check_seen)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     @functools.cached_property
@@ -87,6 +87,16 @@ class Checkpoints:
         return ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler())
         )
+
+    def _open(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._clear_leftovers()
+
+    def _check_seen(self) -> None:
+        if not self.directory.is_dir():
+            raise FileNotFoundError(
+                f"{self.directory} is not there on {os.uname().nodename}; all hosts of a run must share its workdir"
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -148,20 +158,22 @@ class Checkpoints:
         args, new = _orbax().args, self.directory / f"{step}.new"
         composite = args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
         try:
-            _reserve(self.directory, state)
+            processes.on_all(lambda: _reserve(self.directory, state))
             self._checkpointer.save(new, args=composite, force=True)
-            if jax.process_index() == 0:
-                write_manifest(new, step, score, _leaves(state))
-                _put_in_place(new)
-                self._damaged.discard(step)
-                self._delete_superseded(step)
+            processes.on_first(lambda: self._finish(new, step, score, _leaves(state)))
+        except processes.ElsewhereFailedError:
+            raise
         except Exception as error:
-            if jax.process_index() == 0:
+            if processes.is_first():
                 with suppress(OSError):
                     self._clear_leftovers()
             raise OSError(f"checkpoint step {step} could not be saved in {self.directory}: {_reason(error)}") from error
-        finally:
-            _synchronize(f"checkpoint {step} written")
+
+    def _finish(self, new: Path, step: int, score: float | None, leaves: dict[str, list[Any]]) -> None:
+        write_manifest(new, step, score, leaves)
+        _put_in_place(new)
+        self._damaged.discard(step)
+        self._delete_superseded(step)
 
     def _delete_superseded(self, step: int) -> None:
         manifests = self._manifests()
@@ -314,13 +326,6 @@ def _orbax() -> Any:
 
     logging.getLogger("absl").addFilter(wanted)
     return ocp
-
-
-def _synchronize(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def _copy_to_host(state: PyTree) -> PyTree:

@@ -33,6 +33,7 @@ Any field of it can be set: --config.seed=1 --config.optim.lr=0.05 --config.opti
 EXPERIMENT = """
 FILE states a claim, lists runs and judges them; ARG is its own, as in FILE:gpu (experiments/run.py tells how to write one).
 Records lie under runs/NAME of the clone, the summary under experiments/results. The same command goes on where it stood.
+With --launcher=slurm, sbatch's options are set as --slurm.partition=gpu --slurm.time=240 (minutes), docs/scale_out.md.
 """
 
 
@@ -150,7 +151,7 @@ def make_parser() -> argparse.ArgumentParser:
     experiment = add("experiment", "runs, resumes and judges an experiment", epilog=EXPERIMENT)
     experiment.add_argument("file", nargs="?", metavar="FILE[:ARG]", help="e.g. experiments/NAME.py")
     experiment.add_argument("--dry_run", action="store_true", help="shows the plan, and ends there")
-    experiment.add_argument("--launcher", default="local", choices=("local",), help="who does the runs")
+    experiment.add_argument("--launcher", default="local", choices=("local", "slurm"), help="who does the runs")
     experiment.add_argument("--workers", type=int, metavar="N", help="processes; default: by cores, memory and GPUs")
     experiment.add_argument("--data_dir", metavar="DIR", help="where the data lie, if not where the runs' configs say")
     experiment.add_argument("--write_docs", action="store_true", help="makes experiments/README.md anew")
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args, rest = make_parser().parse_known_args(argv)
-        if rest and args.verb not in ("train", "test", "analyze", "features", "import-weights"):
+        if rest and args.verb not in ("train", "test", "analyze", "features", "import-weights", "experiment"):
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
@@ -213,9 +214,10 @@ def _report(error: Exception) -> int:
     return 2 if isinstance(error, UsageError) else 1
 
 
-def configure_jax() -> None:
+def configure_jax(starts: bool = True) -> None:
     """Starts JAX. Its compilation cache persists, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise.
 
+    starts: False where this process may be one of several, which must find one another before `backend.start()`.
     Raises ValueError for an accelerator that is not there.
     """
     import jax
@@ -237,7 +239,8 @@ def configure_jax() -> None:
     warnings.showwarning = mend
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    backend.start()
+    if starts:
+        backend.start()
 
 
 def train(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -254,6 +257,10 @@ def train(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _train_population(config: Any, grid: dict[str, list], args: argparse.Namespace) -> int:
     configure_jax()
+    from cnn_jax.processes import arguments
+
+    if arguments(os.environ) is not None:
+        raise UsageError("a population trains in one process: start it once, or with PROCESSES=1")
     from cnn_jax.population import run
     from cnn_jax.summary import population_summary
 
@@ -270,11 +277,16 @@ def demo(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _train(config: Any, workdir: Path) -> None:
-    configure_jax()
-    from cnn_jax.summary import summary
-    from cnn_jax.train import run
+    configure_jax(starts=False)  # processes find one another before that
+    from cnn_jax import backend
+    from cnn_jax.processes import joined
 
-    print(summary(run(config, workdir), workdir))
+    with joined():
+        backend.start()
+        from cnn_jax.summary import summary
+        from cnn_jax.train import run
+
+        print(summary(run(config, workdir), workdir))
 
 
 def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
@@ -462,6 +474,12 @@ def experiment(args: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError("experiment needs FILE[:ARG], or --write_docs alone; see ./launch.sh experiment --help")
     if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers={args.workers} must be at least 1")
+    slurm_options = {}
+    for option in rest:
+        key, equals, text = option.removeprefix("--slurm.").partition("=")
+        if not option.startswith("--slurm.") or not equals or args.launcher != "slurm":
+            raise UsageError(f"unknown argument {option!r}; see ./launch.sh experiment --help")
+        slurm_options[key] = parse_literal(text)
     sys.path.insert(0, str(ROOT))  # experiments/ belongs to a clone
     import jax
 
@@ -473,7 +491,7 @@ def experiment(args: argparse.Namespace, rest: list[str]) -> int:
 
         if args.file:
             options = {"launcher": args.launcher, "num_workers": args.workers, "data_dir": args.data_dir}
-            run.run(args.file, **options, dry_run=args.dry_run)
+            run.run(args.file, **options, slurm_options=slurm_options, dry_run=args.dry_run)
         if not args.dry_run:
             print(f"written: {write_page()}")
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jaxtyping import PyTree
 
-from cnn_jax import records
+from cnn_jax import processes, records
 from cnn_jax.assemble import Parts
 from cnn_jax.checkpoint import params_sha256
 from cnn_jax.interruption import Interrupted
@@ -59,7 +59,9 @@ class Recording:
         }
 
     def write(self) -> None:
-        records.write_json(self.workdir / "run.json", self.record)
+        """run.json, which of several processes the first writes."""
+        if processes.is_first():
+            records.write_json(self.workdir / "run.json", self.record)
 
     def check_finite(self, state: TrainState) -> None:
         """Raises Diverged where a step since the last look was not finite."""

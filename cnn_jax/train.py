@@ -2,18 +2,20 @@
 
 A run's every boundary (a log line, an evaluation, a checkpoint) is a function of the step alone, and a checkpoint holds all
 that the rest of the run depends on. So a run that is killed at any moment and started again does the same work again from
-its newest checkpoint and ends with the same bits.
+its newest checkpoint and ends with the same bits. Several processes run it together (`processes.py`): every branch that
+leads to a collective is taken by all of them alike.
 """
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from cnn_jax import backend, records, sharding
+from cnn_jax import backend, processes, records, sharding
 from cnn_jax.assemble import Parts, Phase, assemble
 from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data.pipeline import Pipeline
@@ -26,34 +28,51 @@ from cnn_jax.transfer import first_weights
 from cnn_jax.workdir import flat, locked, open_workdir, to_plain
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(
+    config: ConfigDict, workdir: Path, watch: Callable[[float, dict[str, Any]], None] = lambda epoch, metrics: None
+) -> dict[str, Any]:
     """Trains to the end, or on from where `workdir` stands, and returns the run's record.
+
+    watch(epoch, metrics): told every score of the validation split; it may raise Interrupted to stop the run.
 
     Raises Interrupted after SIGTERM or Ctrl-C, with everything saved; Diverged; ValueError and OSError for what the user
     can mend. In each case run.json tells the status.
     """
     workdir = Path(workdir).absolute()
-    with Interruption() as interruption:
-        parts = assemble(config)
-        sharding.check_divides("config.batch_size", config.batch_size, parts.mesh, config.accumulate_steps)
-        with locked(workdir):
-            before = open_workdir(workdir, parts)
+    with Interruption(jax.process_count()) as interruption:
+        parts = processes.on_all(lambda: _assembled(config))
+        with contextlib.ExitStack() as held:
+
+            def take() -> dict[str, Any] | None:
+                held.enter_context(locked(workdir))
+                return open_workdir(workdir, parts)
+
+            before = processes.on_first(take)
             if before and before["status"] == "finished" and before["step"] == parts.num_steps:
                 print(f"{workdir} has finished: {parts.num_steps} steps. --config.num_epochs trains it further.")
-                if flat(before["config"]) != flat(config):  # the data may have moved
+                if processes.is_first() and flat(before["config"]) != flat(config):  # the data may have moved
                     records.write_json(workdir / "run.json", records.seal(before | {"config": to_plain(config)}))
                 return before
             with Checkpoints(workdir / "checkpoints") as checkpoints:
-                training = _Training(parts, workdir, checkpoints, interruption)
+                training = _Training(parts, workdir, checkpoints, interruption, watch)
                 training.restore(before)  # whatever fails until here leaves the workdir as it was
                 return training.run()
+
+
+def _assembled(config: ConfigDict) -> Parts:
+    parts = assemble(config)
+    sharding.check_divides("config.batch_size", config.batch_size, parts.mesh, config.accumulate_steps)
+    return parts
 
 
 class _Training:
     """What `run` holds in its hands: the parts, and how far they have come."""
 
-    def __init__(self, parts: Parts, workdir: Path, checkpoints: Checkpoints, interruption: Interruption):
+    def __init__(
+        self, parts: Parts, workdir: Path, checkpoints: Checkpoints, interruption: Interruption, watch: Callable
+    ):
         self.parts, self.workdir, self.checkpoints, self.interruption = parts, workdir, checkpoints, interruption
+        self.watch = watch
         self.recording, self.profiling = Recording(parts, workdir, parts.evaluator(), interruption.poll), False
         config = parts.config
         self.log_every, self.eval_every, self.save_every = boundaries(parts)
@@ -114,15 +133,16 @@ class _Training:
     def run(self) -> dict[str, Any]:
         """From here to the end; returns the record, which tells of whatever stops the run, too."""
         self.recording.write()
-        use_tensorboard = self.parts.config.log.use_tensorboard
         try:
-            with contextlib.closing(records.MetricsLog(self.workdir, self.kept_lines, use_tensorboard)) as log:
+            with contextlib.closing(self._open_log()) as log:
                 self.recording.log = log
                 try:
                     self._drive()
                     self.checkpoints.wait()
                     self.recording.finish(self.state, self.step, self.progress.rate(self.step))
-                except (Interrupted, BrokenPipeError):  # the latter: whoever read the output has left
+                except (Interrupted, BrokenPipeError) as error:  # the latter: whoever read the output has left
+                    if isinstance(error, BrokenPipeError) and jax.process_count() > 1:
+                        raise  # the others do not know, and would not save with this one
                     self._save()
                     self.checkpoints.wait()
                     raise
@@ -134,6 +154,11 @@ class _Training:
                 self.recording.fail(error)
             raise
         return self.recording.record
+
+    def _open_log(self) -> records.MetricsLog | records.UnwrittenLog:
+        if not processes.is_first():
+            return records.UnwrittenLog(self.kept_lines)
+        return records.MetricsLog(self.workdir, self.kept_lines, self.parts.config.log.use_tensorboard)
 
     def _drive(self) -> None:
         num_steps, profile = self.parts.num_steps, self.parts.config.log.profile_steps
@@ -212,6 +237,7 @@ class _Training:
             f"step {self.step}  epoch {self.step / self.parts.steps_per_epoch:.1f}  validation "
             f"{headline} {metrics[headline]:.4f}  loss {metrics['loss']:.4f}"
         )
+        self.watch(self.step / self.parts.steps_per_epoch, metrics)
         return is_new_best
 
     def _save(self) -> None:

@@ -39,6 +39,8 @@ cut off goes on from its newest checkpoint, wherever and whenever this process o
 failed is tried again at the next start, one that diverged is not. All starts of an experiment give a worker the same
 number of threads, on which the CPU's last bits hang. The summary goes to experiments/results/, and the page
 experiments/README.md is made anew (lab/summary.py).
+
+A file may search for settings before its runs: lab/search.py. Who does the work: lab/local.py, or on a cluster lab/slurm.py.
 """
 
 import contextlib
@@ -47,27 +49,23 @@ import fcntl
 import functools
 import json
 import os
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cnn_jax.interruption import Interrupted
 from cnn_jax.records import write_json
 from cnn_jax.resolve import first_line
-from experiments.lab import local, summary
-from experiments.lab.jobs import Job
-from experiments.lab.plan import Plan, clock, make_plan, render
+from experiments.lab import local, search, slurm, summary
+from experiments.lab.plan import Plan, make_plan, render
+from experiments.lab.progress import MEMORY, Progress
 from experiments.lab.question import ROOT, Question, load
 from experiments.verdicts import Verdict
 
 RUNS = ROOT / "runs"
-MEMORY = "experiment.json"
-PLAIN_EVERY_S = 30.0  # between lines of progress where there is no terminal
 # What a launcher is, lab/jobs.py says; how it is called, lab/local.py.
-LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch}
+LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch, "slurm": slurm.launch}
 
 
 def run(
@@ -76,50 +74,93 @@ def run(
     launcher: str = "local",
     num_workers: int | None = None,
     data_dir: str | None = None,
+    slurm_options: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Does what is left of an experiment, judges it, and writes its summary, which is returned; None for a dry run.
 
-    num_workers: None for as many as cores and memory allow. data_dir: where the data lie. Raises ValueError and
-    OSError with one line; Interrupted with everything saved.
+    num_workers: None for as many as cores and memory allow, or, on Slurm, MOST_JOBS. data_dir: where the data lie.
+    slurm_options: of sbatch. Raises ValueError and OSError with one line; Interrupted with everything saved.
     """
     question = load(file, data_dir)
     folder = RUNS / question.name
-    cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
+    options = dict(slurm_options or {})
+    if launcher == "slurm":
+        num_workers = num_workers or slurm.MOST_JOBS
+        cores, accelerators = num_workers * slurm.cores_of(options), options.get("gpus_per_node", 0)
+        slurm.check_there()
+    else:
+        cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
     if accelerators and num_workers is None:
         num_workers = accelerators  # one at a time on each
+    if question.search:
+        print(
+            f"search: {question.search.described}; the runs after it, until it has ended with the middle of its space:"
+        )
     plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
     if dry_run:
         print(render(plan_now(num_workers, _memory(folder, question)["threads"])))
         return None
+    if question.search:
+        search.check_there()
     with _locked(folder) as lock:
         state = _memory(folder, question)
         plan = plan_now(num_workers, state["threads"])
         state["threads"] = plan.threads
         write_json(folder / MEMORY, state)
+        launch = functools.partial(
+            LAUNCHERS[launcher],
+            num_workers=plan.num_workers,
+            threads=plan.threads,
+            accelerators=accelerators,
+            lock=lock,
+            **({"options": options} if launcher == "slurm" else {}),
+        )
+        again = question.command + (f" --launcher={launcher}" if launcher != "local" else "")
+        if question.search:
+            num_searching = num_workers or max(1, cores // plan.threads)
+            try:
+                question = _searched(question, file, folder, state, launch, num_searching)
+            except Interrupted:
+                print(f"To go on: {again}", flush=True)
+                raise
+            plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
+            plan = plan_now(num_workers, state["threads"])
         print(render(plan), flush=True)
         errors: dict[str, str] = {}
         if plan.jobs:
             progress = Progress(plan, folder, state)
             try:
-                errors = LAUNCHERS[launcher](
-                    plan.jobs,
-                    folder,
-                    num_workers=plan.num_workers,
-                    threads=plan.threads,
-                    accelerators=accelerators,
-                    lock=lock,
-                    ended=progress.ended,
-                    tick=progress.tick,
-                )
+                errors = launch(plan.jobs, folder, ended=progress.ended, tick=progress.tick)
             except Interrupted:
                 progress.end()
-                print(f"To go on: {question.command}", flush=True)
+                print(f"To go on: {again}", flush=True)
                 raise
             progress.end()
             errors = {key: errors[job.folder] for job in plan.jobs if job.folder in errors for key in job.members}
             plan = plan_now(plan.num_workers, plan.threads)
         return conclude(plan, errors, state["seconds"] / 60)
+
+
+def _searched(
+    question: Question, file: str, folder: Path, state: dict[str, Any], launch: Callable[..., Any], num_workers: int
+) -> Question:
+    """The question once its search has ended; the search is done where it has not."""
+    place = folder / "search"
+    arguments = {
+        "file": str(question.path) + (f":{question.arg}" if question.arg else ""),
+        "data_dir": question.data_dir,
+    }
+    started = time.monotonic()
+    try:
+        found = search.find(
+            question.search, place, arguments, lambda jobs, **more: launch(jobs, place, **more), num_workers
+        )
+    finally:
+        state["seconds"] += time.monotonic() - started
+        write_json(folder / MEMORY, state)
+    print(f"found: {found['overrides']}; its validation score is the best of many, and flatters: fresh seeds decide")
+    return load(file, question.data_dir, found)
 
 
 def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str, Any]:
@@ -239,79 +280,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return pid > 0
-
-
-class Progress:
-    """How far the jobs are: a live line on a terminal, plain lines elsewhere; and the clock, kept in MEMORY."""
-
-    def __init__(self, plan: Plan, folder: Path, state: dict[str, Any]):
-        self.plan, self.folder, self.state = plan, folder, state
-        self.is_live = sys.stdout.isatty()
-        self.started = self.last_line = self.last_write = time.monotonic()
-        self.before_s, self.total_s = state["seconds"], sum(job.seconds for job in plan.jobs)
-        self.ended_s, self.num_ended = 0.0, 0
-        # What resumed jobs had done before this start says nothing of its rate.
-        self.head_start = {job.folder: self._fraction(job) for job in plan.jobs}
-
-    def tick(self, jobs: Sequence[Job]) -> None:
-        """Shows the state; jobs: those in progress."""
-        now = time.monotonic()
-        if now - self.last_write > 5:
-            self._write(now)
-        if not self.is_live and now - self.last_line < PLAIN_EVERY_S:
-            return
-        self.last_line = now
-        fresh = sum((self._fraction(job) - self.head_start[job.folder]) * job.seconds for job in jobs)
-        head = sum(self.head_start[job.folder] * job.seconds for job in self.plan.jobs)
-        done, elapsed = self.ended_s + fresh, now - self.started
-        line = f"{self.num_ended} of {len(self.plan.jobs)} jobs  {clock(elapsed)}"
-        if done > 0.01 * self.total_s:
-            rate, left = 60 * done / self.total_s / elapsed, (self.total_s - head - done) * elapsed / done
-            line += f"  {(head + done) / self.total_s:.0%}  {rate:.1%} a minute  {clock(left)} left"
-        running = ", ".join(f"{Path(job.folder).name.rpartition('-')[0]} {self._fraction(job):.0%}" for job in jobs)
-        if self.is_live:
-            line = f"{line}  {running}"[: shutil.get_terminal_size().columns - 1]
-            print(f"\r{line}\x1b[K", end="", flush=True)
-        else:
-            print(f"{line}  {running}", flush=True)
-
-    def ended(self, job: Job, error: str | None) -> None:
-        """A line for each job."""
-        self.num_ended += 1
-        self.ended_s += (1 - self.head_start[job.folder]) * job.seconds
-        name = Path(job.folder).name.rpartition("-")[0]
-        runs = [self.plan.runs[key].seed for key in job.members]
-        told = f"failed: {error}" if error else "done"
-        self._say(f"{name}, seed{'s' if len(runs) > 1 else ''} {', '.join(map(str, sorted(set(runs))))}: {told}")
-        self._write(time.monotonic())
-
-    def end(self) -> None:
-        self._write(time.monotonic())
-        if self.is_live:
-            print("\r\x1b[K", end="", flush=True)
-
-    def _say(self, text: str) -> None:
-        print(("\r\x1b[K" if self.is_live else "") + text, flush=True)
-
-    def _write(self, now: float) -> None:
-        self.last_write = now
-        self.state["seconds"] = self.before_s + now - self.started
-        with contextlib.suppress(OSError):  # of a full disk the runs tell
-            write_json(self.folder / MEMORY, self.state)
-
-    @staticmethod
-    def _fraction(job: Job) -> float:
-        """Of the job's steps, how many its runs have told of."""
-        steps = [min(_last_step(workdir / "metrics.jsonl"), job.num_steps) for workdir in job.workdirs().values()]
-        return sum(steps) / (len(steps) * job.num_steps)
-
-
-def _last_step(path: Path) -> int:
-    """The step of the last whole line of a metrics.jsonl; 0 where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().split(b"\n")[:-1]
-        return json.loads(lines[-1])["step"] if lines else 0
-    except (OSError, ValueError, KeyError):
-        return 0

@@ -99,3 +99,24 @@ def test_one_inside_another_hands_back_in_turn(before):
             outer.poll()
         assert caught.value.signum == signal.SIGINT
     assert before == []
+
+
+def test_among_several_processes_the_poll_is_the_one_that_all_stop_at(before, monkeypatch):
+    polls = []
+
+    def reached(number):  # jax's: it says so at a poll that no process has passed
+        polls.append(number)
+        return number == 3
+
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", reached)
+    with Interruption(num_processes=2) as interruption:
+        interruption.poll()
+        send(signal.SIGINT)
+        assert before == [signal.SIGTERM]  # Ctrl-C became what jax tells the others of
+        interruption.poll()
+        with pytest.raises(Interrupted, match=r"^interrupted by SIGINT$"):
+            interruption.poll()
+    assert polls == [1, 2, 3]
+    with Interruption(num_processes=2) as interruption, pytest.raises(Interrupted, match=r"^interrupted by SIGTERM$"):
+        monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", lambda number: True)
+        interruption.poll()  # another process had the signal

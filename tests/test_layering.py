@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder's level is its modules' level. What is not named here fails the test: a new module is given its place.
 LEVELS = {
     0: "layers data task fields schedules freeze averages muon plateau optim manifest checkpoint sharding records resolve "
-    "interruption naming backend phases",
+    "interruption processes naming backend phases",
     1: "models",
     2: "classification sequence detection analysis",
     3: "step evaluate drivers assemble workdir recipe predict transfer features linear_probe weights visualize",

@@ -183,7 +183,8 @@ def test_provenance_without_a_clone(git, monkeypatch):
 
 def test_provenance_tells_versions_and_devices():
     got = provenance()
-    assert got["device"] == {"platform": "cpu", "kind": "cpu", "count": 8, "cpus": len(os.sched_getaffinity(0))}
+    cpus = len(os.sched_getaffinity(0))
+    assert got["device"] == {"platform": "cpu", "kind": "cpu", "count": 8, "processes": 1, "cpus": cpus}
     assert got["versions"]["jax"] == jax.__version__
     assert got["versions"]["numpy"] == np.__version__
     assert got["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -145,6 +145,24 @@ def test_interrupted_at_a_poll_and_resumed(straight, tmp_path, monkeypatch, poll
     assert outcome(tmp_path) == outcome(workdir)
 
 
+def test_whoever_watches_hears_every_validation_and_may_stop_the_run(straight, tmp_path):
+    config, workdir = straight
+    heard = []
+
+    def watch(epoch, metrics):
+        heard.append((epoch, metrics["loss"]))
+        if len(heard) == 2:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(config, tmp_path, watch=watch)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["step"]) == ("interrupted", 10)
+    run(config, tmp_path, watch=watch)
+    assert heard == [(line["step"] / 5, line["loss"]) for line in metrics_of(workdir) if line["split"] == "validation"]
+    assert outcome(tmp_path) == outcome(workdir)
+
+
 def elaborate():
     """Muon, lookahead whose steps are not the run's boundaries, parameters frozen from the start and from epoch 2."""
     config = tiny(num_epochs=3)

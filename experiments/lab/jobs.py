@@ -23,7 +23,8 @@ class Job:
     """JSON throughout. `grid` is None for a single run, whose workdir `folder` is; else its members lie under it.
 
     members: the key of each run (`question.PlannedRun.key`) and its directory under `folder`. seconds: that the job is
-    expected to take; num_steps: of each of its runs.
+    expected to take; num_steps: of each of its runs. search: arguments of `question.search_on`, for a job that is a worker
+    of a search and has no runs of its own.
     """
 
     folder: str
@@ -33,6 +34,7 @@ class Job:
     program: str
     num_steps: int
     seconds: float
+    search: dict[str, Any] | None = None
 
     def workdirs(self) -> dict[str, Path]:
         """Each run's own directory, by key."""
@@ -64,12 +66,15 @@ def read_jobs(folder: Path) -> list[tuple[Job, float | None]]:
 def do(job: Job | Mapping[str, Any]) -> None:
     """Does a job in this process, or what is left of it. Raises what `train.run` and `population.run` raise."""
     job = job if isinstance(job, Job) else Job(**job)
-    config = record_config({"config": job.config})
     begins = not (Path(job.folder) / FILE).exists()
     if begins:
         job.write()
-    started = time.monotonic()
-    if job.grid is None:
+    started, config = time.monotonic(), record_config({"config": job.config})
+    if job.search is not None:
+        from experiments.lab.question import search_on
+
+        search_on(Path(job.folder).parent, **job.search)
+    elif job.grid is None:
         from cnn_jax.train import run
 
         run(config, Path(job.folder))

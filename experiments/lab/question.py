@@ -19,6 +19,7 @@ from cnn_jax.population import MEMBER_FIELDS
 from cnn_jax.recipe import OVERRIDE_OF_MODEL, UsageError, load_config
 from cnn_jax.resolve import first_line, nearest
 from cnn_jax.workdir import flat
+from experiments.lab.search import Search, read_search, work
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARTS = ("Claim", "Source", "Expectation", "Margin", "Refuted if", "Cost")
@@ -70,6 +71,9 @@ class Question:
     runs: tuple[PlannedRun, ...]
     judge: Callable[[dict[str, dict[int, dict[str, Any]]]], Any]
     data_dir: str | None
+    recipe: str | None = None  # the file's CONFIG
+    search: Search | None = None
+    found: dict[str, Any] | None = None  # what came of the search; None while it has not ended
 
     @property
     def name(self) -> str:
@@ -98,8 +102,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def load(file: str, data_dir: str | None = None) -> Question:
-    """The question of FILE[:ARG]. data_dir: where the data lie, for every run whose data set asks for that.
+def load(file: str, data_dir: str | None = None, found: dict[str, Any] | None = None) -> Question:
+    """The question of FILE[:ARG]. data_dir: where the data lie, for every run whose data set asks for that. found: what
+    came of its search, of `search.find`; without, its runs are those of the middle of the space.
 
     Raises FileNotFoundError, ValueError with one line that names what the file lacks.
     """
@@ -110,26 +115,49 @@ def load(file: str, data_dir: str | None = None) -> Question:
         if not callable(getattr(module, needed, None)):
             raise ValueError(f"{path} is no experiment: it has no {needed}(); see experiments/run.py")
     title, parts = read_docstring(path, module.__doc__)
-    takes_arg = bool(inspect.signature(module.runs).parameters)
+    search = read_search(path, module)
+    takes = inspect.signature(module.runs).parameters
+    takes_arg = bool(takes.keys() - {"found"})
+    if ("found" in takes) != (search is not None):
+        raise ValueError(f"{path}: runs(found) and search(trial) go together")
     if arg and not takes_arg:
         raise UsageError(f"{path}: runs() takes no argument; leave out :{arg}")
     if arg and not re.fullmatch(r"[\w.=,-]+", arg):
         raise UsageError(f"{path}:{arg}: an argument is of letters, digits and . = , -")
     try:
-        listed = list(module.runs(arg or None) if takes_arg else module.runs())
+        winner = {"found": found["overrides"] if found else search.middle()} if search else {}
+        listed = list(module.runs(arg or None, **winner) if takes_arg else module.runs(**winner))
     except Exception as error:
         raise ValueError(f"{path}: runs() raises {type(error).__name__}: {first_line(error)}") from error
     if not listed:
         raise ValueError(f"{path}: runs() yields no run")
     recipe = getattr(module, "CONFIG", None)
-    runs = tuple(_planned(path, number, run, recipe, data_dir) for number, run in enumerate(listed))
+    runs = tuple(planned(path, number, run, recipe, data_dir) for number, run in enumerate(listed))
     seen: dict[tuple[str, int], int] = {}
     for number, run in enumerate(runs):
         if (run.group, run.seed) in seen:
             before = seen[run.group, run.seed]
             raise ValueError(f"{path}: runs {before} and {number} are both of group {run.group!r}, seed {run.seed}")
         seen[run.group, run.seed] = number
-    return Question(path, arg or None, title, parts, runs, module.judge, data_dir)
+        if search and run.seed == search.settings["seed"]:
+            raise ValueError(
+                f"{path}, run {number}: seed {run.seed} is the search's; the winner is judged on fresh seeds"
+            )
+    return Question(path, arg or None, title, parts, runs, module.judge, data_dir, recipe, search, found)
+
+
+def search_on(folder: Path, *, file: str, data_dir: str | None, worker: int, cut_off: list[int]) -> None:
+    """A worker of the search of the experiment `file`, in this process, until no trial is left."""
+    from cnn_jax.train import run
+
+    question = load(file, data_dir)
+    recipe, seed = question.recipe, question.search.settings["seed"]
+
+    def make_config(overrides: dict[str, Any]) -> ConfigDict:
+        trial = {"group": "search", "seed": seed, "overrides": overrides}
+        return planned(question.path, 0, trial, recipe, data_dir).config
+
+    work(folder, question.search, make_config, worker, cut_off, run)
 
 
 def _find(name: str) -> Path:
@@ -186,7 +214,8 @@ def read_docstring(path: Path, text: str | None) -> tuple[str, dict[str, str]]:
     return title, {name: parts[name].strip() for name in PARTS}
 
 
-def _planned(path: Path, number: int, run: Any, default_config: str | None, data_dir: str | None) -> PlannedRun:
+def planned(path: Path, number: int, run: Any, default_config: str | None, data_dir: str | None) -> PlannedRun:
+    """What a dict of `runs` stands for; number: its place, for an error's sake. Raises ValueError that names it."""
     where = f"{path}, run {number}"
     if not isinstance(run, dict):
         raise ValueError(f"{where} is a {type(run).__name__}; runs() yields dict(group=..., seed=...)")

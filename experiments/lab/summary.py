@@ -43,6 +43,7 @@ def make_summary(plan: Plan, verdict: Verdict, failed: dict[str, str], minutes: 
         **dataclasses.asdict(verdict),
         "groups": groups,
         "failed": failed,
+        **({"search": question.found} if question.found else {}),
         "num_runs": len(plan.runs),
         "config_sha256": question.config_sha256,
         "git": now["git"],  # of the judgement

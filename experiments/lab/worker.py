@@ -39,7 +39,7 @@ def main(log: Path) -> int:
         busy.set()
         if closing.is_set():
             break
-        event = _do(job)
+        event = do_job(job)
         busy.clear()
         _tell(events, event)
         if event["interrupted"]:
@@ -58,7 +58,8 @@ def _listen(jobs: queue.Queue, busy: threading.Event, closing: threading.Event) 
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _do(job: dict[str, Any]) -> dict[str, Any]:
+def do_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Does a job, and tells what came of it; nothing is raised."""
     from cnn_jax.interruption import Interrupted
     from cnn_jax.resolve import first_line
     from experiments.lab.jobs import do
