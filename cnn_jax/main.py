@@ -29,6 +29,11 @@ CONFIG is a recipe, e.g. configs/lenet_digits.py; what follows a colon is its ar
 Any field of it can be set: --config.seed=1 --config.optim.lr=0.05 --config.optim.step_epochs='(30, 60)'
 """
 
+EXPERIMENT = """
+FILE states a claim, lists runs and judges them; ARG is its own, as in FILE:gpu (experiments/run.py tells how to write one).
+Records lie under runs/NAME of the clone, the summary under experiments/results. The same command goes on where it stood.
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line like any other, and no option may be cut short."""
@@ -112,6 +117,12 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--short_side", type=int, metavar="N", help="reduces larger pictures to it, as JPEG, quality 90"
     )
+    experiment = add("experiment", "runs, resumes and judges an experiment", epilog=EXPERIMENT)
+    experiment.add_argument("file", nargs="?", metavar="FILE[:ARG]", help="e.g. experiments/NAME.py")
+    experiment.add_argument("--dry_run", action="store_true", help="shows the plan, and ends there")
+    experiment.add_argument("--launcher", default="local", choices=("local",), help="who does the runs")
+    experiment.add_argument("--workers", type=int, metavar="N", help="processes; default: by cores, memory and GPUs")
+    experiment.add_argument("--write_docs", action="store_true", help="makes experiments/README.md anew")
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
     test.epilog = "Further arguments go to pytest, e.g. -k lenet."
@@ -128,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(
                 f"unknown argument {rest[0]!r}; see {' '.join(('./launch.sh', *filter(None, [args.verb])))} --help"
             )
-        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, prepare, test)}
+        verbs = {verb.__name__: verb for verb in (train, evaluate, predict, analyze, prepare, experiment, test)}
         return verbs.get(args.verb, demo)(args, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -306,6 +317,30 @@ def prepare(args: argparse.Namespace, rest: list[str]) -> int:
     from cnn_jax.data.prepare import run
 
     run(args.dataset, args.source, args.dir, args.short_side)
+    return 0
+
+
+def experiment(args: argparse.Namespace, rest: list[str]) -> int:
+    """`experiment FILE[:ARG]`, `experiment --write_docs`."""
+    if bool(args.file) == args.write_docs:
+        raise UsageError("experiment needs FILE[:ARG], or --write_docs alone; see ./launch.sh experiment --help")
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers={args.workers} must be at least 1")
+    sys.path.insert(0, str(ROOT))  # experiments/ belongs to a clone
+    import jax
+
+    platforms = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the workers
+    try:
+        from experiments import run
+        from experiments.lab.summary import write_page
+
+        if args.file:
+            run.run(args.file, launcher=args.launcher, num_workers=args.workers, dry_run=args.dry_run)
+        if not args.dry_run:
+            print(f"written: {write_page()}")
+    finally:
+        jax.config.update("jax_platforms", platforms)
     return 0
 
 

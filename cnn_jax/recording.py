@@ -118,6 +118,7 @@ class Recording:
             "params_sha256": params_sha256(state.params),
         }
         self.log.sync()
+        self.record = records.seal(self.record)
         self.write()
 
     def fail(self, error: BaseException) -> None:

@@ -4,6 +4,7 @@ run.json is enough for `evaluate` and `predict` to need nothing else. metrics.js
 `split`, and what was measured there; all that depends on the clock stands under `timing`.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -35,6 +36,25 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def seal(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with "record_sha256" over all the rest of it: what is changed by hand afterwards can be told.
+
+    It guards against slips and not against forgers, who can compute it, too.
+    """
+    rest = {key: value for key, value in record.items() if key != "record_sha256"}
+    return rest | {"record_sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
+
+
+def check_seal(path: Path, record: dict[str, Any]) -> None:
+    """Raises ValueError where the record of `path`, as it was read, is not as it was sealed."""
+    if "record_sha256" not in record:
+        raise ValueError(f"{path} has no record_sha256: it was not written by a run that ended; do the run again")
+    if seal(record)["record_sha256"] != record["record_sha256"]:
+        raise ValueError(
+            f"{path} was changed after it was written (its record_sha256 differs); restore it, or do it again"
+        )
 
 
 def read_run(workdir: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             if before and before["status"] == "finished" and before["step"] == parts.num_steps:
                 print(f"{workdir} has finished: {parts.num_steps} steps. --config.num_epochs trains it further.")
                 if flat(before["config"]) != flat(config):  # the data may have moved
-                    records.write_json(workdir / "run.json", before | {"config": to_plain(config)})
+                    records.write_json(workdir / "run.json", records.seal(before | {"config": to_plain(config)}))
                 return before
             with Checkpoints(workdir / "checkpoints") as checkpoints:
                 training = _Training(parts, workdir, checkpoints, interruption)

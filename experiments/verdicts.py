@@ -24,7 +24,7 @@ procedure", Scand. J. Statistics 6, 1979. B. Efron, R. Tibshirani, "An Introduct
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -114,6 +114,24 @@ def needed_n(sd: float, effect: float, power: float = POWER, alpha: float = 1 - 
         middle = (low + high) // 2
         low, high = (low, middle) if power_of(effect, sd, middle, alpha) >= power else (middle + 1, high)
     return low
+
+
+def paired(
+    results: Mapping[str, Mapping[int, Any]], a: str, b: str, measure: Callable[[Any], float]
+) -> dict[int, float]:
+    """measure(run of a) - measure(run of b) by seed, of the seeds that both groups have. results: runs by group and seed.
+
+    Raises ValueError, naming the groups, for a group that is not there or has no run, and for no seed in common.
+    """
+    for group in (a, b):
+        if not results.get(group):
+            raise ValueError(
+                f"no finished run of group {group!r}; there are: {', '.join(g for g in results if results[g])}"
+            )
+    seeds = sorted(results[a].keys() & results[b].keys())
+    if not seeds:
+        raise ValueError(f"groups {a!r} and {b!r} have no seed in common: nothing pairs them")
+    return {seed: float(measure(results[a][seed])) - float(measure(results[b][seed])) for seed in seeds}
 
 
 @dataclass(frozen=True)
@@ -263,8 +281,7 @@ def conclude(
     if not comparisons:
         raise ValueError("a verdict needs at least one comparison")
     decisions = decide(comparisons, 1 - confidence)
-    words = [decision for decision, _ in decisions] + ["supported" if c.holds else "refuted" for c in checks]
-    verdict = next((w for w in ("refuted", "inconclusive") if w in words), "supported")
+    verdict = verdict_of([decision for decision, _ in decisions], [check.holds for check in checks])
     first, told = comparisons[0], list(notes)
     told += [f"{c.name}, {c.metric}: all pairs are equal, perhaps at a ceiling" for c in comparisons if c.is_flat]
     return Verdict(
@@ -282,6 +299,12 @@ def conclude(
         checks=[asdict(check) for check in checks],
         notes=told,
     )
+
+
+def verdict_of(decisions: Sequence[str], checks: Sequence[bool]) -> str:
+    """Supported if all comparisons are and all checks hold; refuted if one is, or does not; else inconclusive."""
+    words = [*decisions, *("supported" if holds else "refuted" for holds in checks)]
+    return next((word for word in ("refuted", "inconclusive") if word in words), "supported")
 
 
 def decide(family: Sequence[Comparison], alpha: float = 1 - CONFIDENCE) -> list[tuple[str, float]]:
