@@ -6,20 +6,20 @@
     ./launch.sh train configs/ablation.py:textures,network=resnet,variant=cifar20-plain --workdir=runs/plain20
     ./launch.sh train configs/ablation.py:cifar10 --config.data.of.dir=DIR --workdir=runs/convnet_cifar10
 
-| choice               | --config.model.overrides. of the convnet                                                       |
-|----------------------|------------------------------------------------------------------------------------------------|
-| activation           | activation=relu, leaky_relu, elu, maxout, sigmoid, tanh; activates_between=true, false           |
-| normalisation        | norm=none, batch, group, lrn                                                                   |
-| shortcut             | shortcut=none, A, B                                                                            |
-| kernel factorisation | kernel_sizes="(5,)", "(3,3)"; reduction=N: 1x1 to N maps first                                 |
-| pooling              | pool=max, average, blur, stride, none                                                          |
-| first layer          | stem_width=N, stem_kernel=7, stem_stride=2                                                     |
-| head                 | head=flatten, gap; hidden=N                                                                    |
-| dropout              | dropout_rate=0.5                                                                               |
-| initialiser          | initializer=he_normal, glorot_normal, alexnet_normal, vgg_normal                               |
-| dilation             | dilation=2                                                                                     |
-| depth and width      | kernel_sizes="(3,3,3)" of each stage, widths="(8,16,32)" of the stages                         |
-| shared weights       | connection=shared, local, full; mode=wrap                                                      |
+| choice               | --config.model.overrides. of the convnet                                               |
+|----------------------|----------------------------------------------------------------------------------------|
+| activation           | activation=relu, leaky_relu, elu, maxout, sigmoid, tanh; activates_between=true, false |
+| normalisation        | norm=none, batch, group, lrn                                                           |
+| shortcut             | shortcut=none, A, B                                                                    |
+| kernel factorisation | kernel_sizes="(5,)", "(3,3)"; reduction=N                                              |
+| pooling              | pool=max, average, blur, stride, none                                                  |
+| first layer          | stem_width=N, stem_kernel=7, stem_stride=2                                             |
+| head                 | head=flatten, gap; hidden=N                                                            |
+| dropout              | dropout_rate=0.5                                                                       |
+| initialiser          | initializer=he_normal, glorot_normal, alexnet_normal, vgg_normal                       |
+| dilation             | dilation=2                                                                             |
+| depth and width      | kernel_sizes="(3,3,3)"; widths="(8,16,32)"                                             |
+| shared weights       | connection=shared, local, full; mode=wrap                                              |
 
 Augmentation is --config.augment.KEY, e.g. crop_padding_px=2. Digits are 8x8 in the middle of 16x16; textures 16x16 in noise.
 """

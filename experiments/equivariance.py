@@ -52,7 +52,7 @@ def error(record):
         from cnn_jax.analysis.equivariance import equivariance_error, feature, shift
         from cnn_jax.data.augment import normalize
 
-        network = measures.Network(record)
+        network = measures.network_of(record)
         parts, image = network.run.parts, network.pictures("test")[0][:NUM_PICTURES]
         x = normalize(image, parts.info.preprocessing["mean"], parts.info.preprocessing["std"])
         f = feature(parts.task.module, network.run.variables, "conv2_1")

@@ -80,7 +80,7 @@ def scored(record: Record, split: str) -> dict[str, Any]:
     """accuracy, loss, and the indices of the examples that the run got wrong, "wrong", of "count"."""
 
     def compute() -> dict[str, Any]:
-        network = Network(record)
+        network = network_of(record)
         image, label = network.pictures(split)
         predicted, loss = network.answers(image, label)
         wrong = np.flatnonzero(predicted != label)
@@ -105,23 +105,34 @@ def correct(records: Mapping[int, Record], seeds: list[int]) -> np.ndarray:
     return np.stack(rows)
 
 
+# By all that makes a program: runs that differ in seed and rate share a compiled one.
+_EVALUATORS: dict[str, Any] = {}
+
+
+@functools.lru_cache(maxsize=64)
+def _network(workdir: str, params_sha256: str) -> "Network":
+    return Network(json.loads((Path(workdir) / "run.json").read_text()) | {"workdir": workdir})
+
+
+def network_of(record: Record) -> "Network":
+    """The record's `Network`; a few dozen are kept, since each is asked for several measures."""
+    return _network(record["workdir"], record["params_sha256"])
+
+
 class Network:
     """A finished run's network, of its newest checkpoint, and its data."""
 
     def __init__(self, record: Record):
         from cnn_jax.workdir import load_run
 
-        self._record = record
         self.run = load_run(Path(record["workdir"]))
+        shared = {name: record["config"][name] for name in ("model", "data", "eval", "task", "loss")}
+        self._evaluator = _EVALUATORS.setdefault(json.dumps(shared, sort_keys=True), self.run.parts.evaluator())
 
     def pictures(self, split: str) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """A split's images and labels, as they lie in the source."""
         arrays = self.run.parts.sources[split].arrays
         return arrays["image"], arrays["label"]
-
-    @functools.cached_property
-    def _evaluator(self) -> Any:
-        return self.run.parts.evaluator()
 
     def answers(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What the network takes each picture for, and its loss."""
@@ -157,7 +168,7 @@ def by_shift(record: Record, largest: int = 4) -> list[dict[str, float]]:
     directions = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
 
     def compute() -> list[dict[str, float]]:
-        network = Network(record)
+        network = network_of(record)
         image, label = network.pictures("test")
         still, _ = network.answers(image, label)
         rows = [{"accuracy": float(np.mean(still == label)), "consistency": 1.0}]

@@ -17,7 +17,7 @@ def record(tmp_path_factory):
     config = base()
     config.model.name, config.model.variant = "models.convnet", "small"
     config.data = XO | {"size_px": 8, "max_shift_px": 1.0}
-    config.batch_size, config.num_epochs = 16, 6
+    config.batch_size, config.num_epochs = 16, 2
     config.log.use_tensorboard, config.log.every_steps = False, 3
     config.model.overrides = {"widths": (4,)}
     workdir = tmp_path_factory.mktemp("population")
@@ -43,7 +43,7 @@ def test_training_split_in_evaluation_mode(record):
 
 def test_curves_are_those_of_metrics_jsonl(record):
     curve = measures.curve(record, "validation", "accuracy")
-    assert [step for step, _ in curve] == [5, 10, 15, 20, 25, 30]
+    assert [step for step, _ in curve] == [5, 10]
     assert measures.validation_accuracy(record) == curve[-1][1]
     assert measures.validation_loss(record) == measures.curve(record, "validation", "loss")[-1][1]
     with pytest.raises(ValueError, match="has no dev accuracy"):
@@ -56,7 +56,7 @@ def test_shifts(record):
     rows = measures.by_shift(record, 2)
     assert rows[0] == {"accuracy": pytest.approx(record["metrics"]["accuracy"]), "consistency": 1.0}
     assert len(rows) == 3 and all(0 <= row["accuracy"] <= 1 and 0 <= row["consistency"] <= 1 for row in rows)
-    network = measures.Network(record)
+    network = measures.network_of(record)
     image, label = network.pictures("test")
     still = network.answers(image, label)[0]
     by_hand = []

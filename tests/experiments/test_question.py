@@ -71,7 +71,10 @@ def test_an_argument_is_the_files_own(tmp_path):
         ("def runs(): yield dict(group='a', seed=0, sed=1)\ndef judge(r): ...", r"unknown 'sed' \(did you mean 'seed'"),
         ("def runs(): yield dict(group='a', seed=0.5)\ndef judge(r): ...", "seed=0.5 must be a name and an integer"),
         ("def runs(): yield dict(group='a', seed=0)\ndef judge(r): ...", r"run 0 \(group a, seed 0\): no recipe"),
-        (BODY.replace("optim.lr", "optim.rl"), r"run 0 \(group a, seed 0\): .*no field optim.rl \(did you mean 'optim.lr'"),
+        (
+            BODY.replace("optim.lr", "optim.rl"),
+            r"run 0 \(group a, seed 0\): .*no field optim.rl \(did you mean 'optim.lr'",
+        ),
         (BODY.replace('"optim.lr": 1', '"optim.lr": "1"'), r"run 0 .*optim.lr='1' must be of type float"),
         (BODY.replace("seed=seed", "seed=3"), "runs 0 and 2 are both of group 'a', seed 3"),
         (BODY.replace("xo.py", "ox.py"), r"run 0 .*no config configs/ox.py"),
