@@ -85,7 +85,7 @@ def exact_checks():
         verdicts.Check("ring, stride 1", ring == [0, 0, 0], f"{ring} of 144 positions differ at shifts {SHIFTS}"),
         verdicts.Check(
             "zeros as padding",
-            outside == 0 and in_zeros.any(),
+            outside == 0 and bool(in_zeros.any()),
             f"{int(in_zeros.sum())} positions differ, {outside} of them outside the border band",
         ),
         verdicts.Check("stride 2, shift 2", even == 0, f"{even} of 36 positions differ"),
