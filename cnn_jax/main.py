@@ -122,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
     experiment.add_argument("--dry_run", action="store_true", help="shows the plan, and ends there")
     experiment.add_argument("--launcher", default="local", choices=("local",), help="who does the runs")
     experiment.add_argument("--workers", type=int, metavar="N", help="processes; default: by cores, memory and GPUs")
+    experiment.add_argument("--data_dir", metavar="DIR", help="where the data lie, if not where the runs' configs say")
     experiment.add_argument("--write_docs", action="store_true", help="makes experiments/README.md anew")
     test = add("test", "runs the test suite: the quick part, or all of it", add_help=True)
     test.add_argument("--full", action="store_true", help="everything (under an hour on two cores)")
@@ -336,7 +337,8 @@ def experiment(args: argparse.Namespace, rest: list[str]) -> int:
         from experiments.lab.summary import write_page
 
         if args.file:
-            run.run(args.file, launcher=args.launcher, num_workers=args.workers, dry_run=args.dry_run)
+            options = {"launcher": args.launcher, "num_workers": args.workers, "data_dir": args.data_dir}
+            run.run(args.file, **options, dry_run=args.dry_run)
         if not args.dry_run:
             print(f"written: {write_page()}")
     finally:

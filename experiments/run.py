@@ -40,6 +40,7 @@ experiments/README.md is made anew (lab/summary.py).
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -60,34 +61,42 @@ from experiments.lab.question import ROOT, Question, load
 from experiments.verdicts import Verdict
 
 RUNS = ROOT / "runs"
+MEMORY = "experiment.json"
 PLAIN_EVERY_S = 30.0  # between lines of progress where there is no terminal
 # launch(jobs, folder, num_workers=, threads=, lock=, ended=, tick=, ...) -> what went wrong by the job's folder
 LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch}
 
 
 def run(
-    file: str, *, launcher: str = "local", num_workers: int | None = None, dry_run: bool = False
+    file: str,
+    *,
+    launcher: str = "local",
+    num_workers: int | None = None,
+    data_dir: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any] | None:
     """Does what is left of an experiment, judges it, and writes its summary, which is returned; None for a dry run.
 
-    num_workers: None for as many as cores and memory allow. Raises ValueError and OSError with one line; Interrupted with
-    everything saved.
+    num_workers: None for as many as cores and memory allow. data_dir: where the data lie. Raises ValueError and
+    OSError with one line; Interrupted with everything saved.
     """
-    question = load(file)
+    question = load(file, data_dir)
     folder = RUNS / question.name
     cores = len(os.sched_getaffinity(0))
     if dry_run:
-        print(render(make_plan(question, folder, cores, num_workers)))
+        print(render(make_plan(question, folder, cores, num_workers, _memory(folder, question)["threads"])))
         return None
     with _locked(folder) as lock:
-        state = _own(folder, question)
-        plan = make_plan(question, folder, cores, num_workers)
+        state = _memory(folder, question)
+        plan = make_plan(question, folder, cores, num_workers, state["threads"])
+        state["threads"] = plan.threads
+        write_json(folder / MEMORY, state)
         print(render(plan), flush=True)
-        failed: dict[str, str] = {}
+        errors: dict[str, str] = {}
         if plan.jobs:
             progress = Progress(plan, folder, state)
             try:
-                failed = LAUNCHERS[launcher](
+                errors = LAUNCHERS[launcher](
                     plan.jobs,
                     folder,
                     num_workers=plan.num_workers,
@@ -102,18 +111,19 @@ def run(
                 print(f"To go on: {question.command}", flush=True)
                 raise
             progress.end()
-            plan = make_plan(question, folder, cores, plan.num_workers)
-        return conclude(plan, failed, state["seconds"] / 60)
+            errors = {key: errors[job.folder] for job in plan.jobs if job.folder in errors for key in job.members}
+            plan = make_plan(question, folder, cores, plan.num_workers, plan.threads)
+        return conclude(plan, errors, state["seconds"] / 60)
 
 
 def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str, Any]:
-    """Judges what has finished, and writes the summary and the page. errors: by a job's folder. ValueError, OSError."""
+    """Judges what has finished, and writes the summary. errors: what stopped runs, by key. Raises ValueError, OSError."""
     question = plan.question
     failed = {run.label: _why(plan, run.key, errors) for run in question.runs if _status(plan, run.key) != "finished"}
     finished = len(question.runs) - len(failed)
     for label, why in failed.items():
         print(f"no result: {label}: {why}")
-    if any(local.STOPPING in why for why in failed.values()):
+    if any(os.strerror(errno.ENOSPC) in why for why in failed.values()):
         raise OSError(
             f"the disk of {plan.folder} is full; {finished} of {len(question.runs)} runs are kept; "
             f"make room, then: {question.command}"
@@ -161,18 +171,18 @@ def _status(plan: Plan, key: str) -> str | None:
 def _why(plan: Plan, key: str, errors: Mapping[str, str]) -> str:
     if key in plan.records:
         return plan.records[key].get("error", plan.records[key]["status"])
-    folder = next((job.folder for job in plan.jobs if key in job.members), None)
-    return errors.get(folder, "not done")
+    return errors.get(key, "not done")
 
 
-def _own(folder: Path, question: Question) -> dict[str, Any]:
-    """What `folder` remembers of this experiment: its file, and the seconds spent. ValueError where it is another's."""
-    path = folder / "experiment.json"
-    state = {"file": str(question.path), "arg": question.arg, "seconds": 0.0}
+def _memory(folder: Path, question: Question) -> dict[str, Any]:
+    """What `folder` remembers of this experiment: its file, the seconds spent, a worker's threads (None before the first
+    start). Raises ValueError where it is another's."""
+    path = folder / MEMORY
+    state = {"file": str(question.path), "arg": question.arg, "seconds": 0.0, "threads": None}
     if path.exists():
         try:
             before = json.loads(path.read_text())
-            state["seconds"] = before["seconds"]
+            state |= {name: before[name] for name in ("seconds", "threads")}
             is_other = before["file"] != state["file"] and Path(before["file"]).exists()
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is damaged ({first_line(error)}); delete it") from None
@@ -180,7 +190,6 @@ def _own(folder: Path, question: Question) -> dict[str, Any]:
             raise ValueError(
                 f"{folder} holds the runs of {before['file']}: two experiments of one name; rename {question.path}"
             )
-    write_json(path, state)
     return state
 
 
@@ -226,7 +235,7 @@ def _is_alive(pid: int) -> bool:
 
 
 class Progress:
-    """How far the jobs are: a live line on a terminal, plain lines elsewhere; and the clock, kept in experiment.json."""
+    """How far the jobs are: a live line on a terminal, plain lines elsewhere; and the clock, kept in MEMORY."""
 
     def __init__(self, plan: Plan, folder: Path, state: dict[str, Any]):
         self.plan, self.folder, self.state = plan, folder, state
@@ -281,7 +290,7 @@ class Progress:
         self.last_write = now
         self.state["seconds"] = self.before_s + now - self.started
         with contextlib.suppress(OSError):  # of a full disk the runs tell
-            write_json(self.folder / "experiment.json", self.state)
+            write_json(self.folder / MEMORY, self.state)
 
     @staticmethod
     def _fraction(job: Job) -> float:

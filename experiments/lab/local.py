@@ -19,8 +19,6 @@ from cnn_jax.interruption import Interruption
 from experiments.lab.jobs import Job
 from experiments.lab.question import ROOT
 
-STOPPING = "left undone, since the disk is full"
-
 
 class _Worker:
     """A process, what it is doing, and a thread that puts what it tells into a queue as (worker, event or None)."""
@@ -126,7 +124,7 @@ def launch(
                     ended(job, event["error"])
                     if event["errno"] == errno.ENOSPC and not is_full:
                         is_full = True
-                        errors |= {job.folder: STOPPING for job in waiting}
+                        errors |= {job.folder: f"not begun: {event['error']}" for job in waiting}
                         waiting.clear()
                 if waiting:
                     worker.give(waiting.pop(0))

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cnn_jax.population import MEMBER_FIELDS, expand
 from cnn_jax.workdir import to_plain
@@ -33,7 +34,9 @@ def pack(
         lead = first.setdefault(run.program, run)
         differing = {field for field in MEMBER_FIELDS if run.fields[field] != lead.fields[field]}
         varying.setdefault(run.program, set()).update(differing)
-    most_s = sum(costs[run.key].seconds for run in left) / (2 * num_workers)
+    # Two jobs a worker, so that all end at about the same time; but none that its own start outweighs.
+    total_s = sum(costs[run.key].seconds for run in left)
+    most_s = max(total_s / (2 * num_workers) if num_workers > 1 else total_s, START_S)
     jobs, pending = [], {}
     for run in left:
         if not costs[run.key].in_memory or run.config.driver == "streamed" or run.config.log.profile_steps:
@@ -53,7 +56,7 @@ def pack(
             is_product = len(points) == math.prod(map(len, columns))
             for part in [list(points)] if is_product else [[point] for point in points]:
                 seconds = sum(costs[by_seed[seed][point].key].seconds for seed in seeds for point in part)
-                num_jobs = min(len(seeds), max(1, round(seconds / most_s) if most_s else 1))
+                num_jobs = min(len(seeds), max(1, round(seconds / most_s)))
                 for chunk in _dealt(seeds, num_jobs):
                     grid = {field: sorted({point[i] for point in part}) for i, field in enumerate(fields)}
                     members = [by_seed[seed][point] for seed in chunk for point in part]
@@ -74,13 +77,18 @@ def _job(runs: list[PlannedRun], grid: dict[str, list] | None, costs: dict[str, 
     words = re.sub(r"[^\w.=-]+", "_", groups[0])[:60] + (f"_and_{len(groups) - 1}_more" if len(groups) > 1 else "")
     return Job(
         folder=str(folder / f"{words}-{digest(sorted(keys))[:8]}"),
-        config=json.loads(json.dumps(to_plain(lead.config))),
+        config=plain_config(lead),
         grid=grid,
         members=members,
         program=lead.program,
         num_steps=costs[lead.key].num_steps,
         seconds=sum(costs[run.key].seconds for run in runs) + START_S,
     )
+
+
+def plain_config(run: PlannedRun) -> dict[str, Any]:
+    """The run's config as JSON has it."""
+    return json.loads(json.dumps(to_plain(run.config)))
 
 
 def _dealt(items: Sequence[int], num_parts: int) -> list[list[int]]:

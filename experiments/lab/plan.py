@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from cnn_jax.resolve import first_line
 from cnn_jax.workdir import record_config
 from experiments.lab.costs import Cost, costs_of
 from experiments.lab.jobs import Job, read_jobs
-from experiments.lab.packing import START_S, pack
+from experiments.lab.packing import START_S, pack, plain_config
 from experiments.lab.question import PlannedRun, Question
+from experiments.verdicts import POWER, detectable_effect
 
 ENDED = ("finished", "diverged")
 
@@ -33,10 +34,14 @@ class Plan:
     threads: int  # of each worker
 
 
-def make_plan(question: Question, folder: Path, cores: int, num_workers: int | None) -> Plan:
+def make_plan(
+    question: Question, folder: Path, cores: int, num_workers: int | None = None, threads: int | None = None
+) -> Plan:
     """Reads what lies in `folder`, and puts together every run that the question asks for; nothing is trained.
 
-    num_workers: None for as many as cores, memory and runs allow. Raises ValueError or OSError with one line, which names
+    num_workers: None for as many as cores, memory and runs allow. threads: of each worker, where an earlier start has
+    chosen; otherwise the workers share the cores. XLA on the CPU rounds as the number of its threads has it, so that an
+    experiment keeps to one. Raises ValueError or OSError with one line, which names
     the run, for a config that no run could take, and for a record that was changed.
     """
     runs = {}
@@ -59,14 +64,15 @@ def make_plan(question: Question, folder: Path, cores: int, num_workers: int | N
         if all(
             done_in.get(key, job.folder) == job.folder and (key in done_in or key not in taken) for key in job.members
         ):
-            kept.append(job)
+            kept.append(replace(job, config=plain_config(runs[next(iter(job.members))])))  # the data may have moved
             taken |= job.members.keys()
     limit = _workers_by_memory(costs.values())
-    num_workers = num_workers or max(1, min(cores, limit, len(runs)))
+    num_workers = num_workers or max(1, min(cores // (threads or 1), limit, len(runs)))
+    threads = threads or max(1, cores // num_workers)
     left = [run for key, run in runs.items() if key not in taken]
     jobs = kept + pack(left, list(runs.values()), costs, folder, num_workers)
     jobs.sort(key=lambda job: -job.seconds)  # the longest first, lest it run alone at the end
-    return Plan(question, folder, runs, costs, records, jobs, num_workers, max(1, cores // num_workers))
+    return Plan(question, folder, runs, costs, records, jobs, num_workers, threads)
 
 
 def ended_records(job: Job) -> dict[str, dict[str, Any]]:
@@ -126,6 +132,12 @@ def render(plan: Plan) -> str:
     alone = [group for group, runs in groups.items() if len(runs) == 1]
     if alone:
         table.append(f"one seed only, so without a spread of its own: {', '.join(alone)}")
+    fewest = min((len(runs) for runs in groups.values() if len(runs) > 1), default=1)
+    if fewest > 1:
+        effect = detectable_effect(1.0, fewest)
+        table.append(
+            f"{fewest} paired seeds show, with {POWER:.0%} power, an effect of {effect:.2f} deviations of their differences"
+        )
     num_runs = sum(len(job.members) for job in plan.jobs)
     return "\n".join([
         *table,

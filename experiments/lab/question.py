@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class Question:
     parts: dict[str, str]
     runs: tuple[PlannedRun, ...]
     judge: Callable[[dict[str, dict[int, dict[str, Any]]]], Any]
+    data_dir: str | None
 
     @property
     def name(self) -> str:
@@ -81,7 +83,9 @@ class Question:
 
     @property
     def command(self) -> str:
-        return f"./launch.sh experiment {self.shown_path}" + (f":{self.arg}" if self.arg else "")
+        arg = f":{self.arg}" if self.arg else ""
+        options = f" --data_dir={shlex.quote(self.data_dir)}" if self.data_dir else ""
+        return f"./launch.sh experiment {shlex.quote(self.shown_path + arg)}{options}"
 
     @property
     def config_sha256(self) -> str:
@@ -94,8 +98,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def load(file: str) -> Question:
-    """The question of FILE[:ARG]. Raises FileNotFoundError, ValueError with one line that names what the file lacks."""
+def load(file: str, data_dir: str | None = None) -> Question:
+    """The question of FILE[:ARG]. data_dir: where the data lie, for every run whose data set asks for that.
+
+    Raises FileNotFoundError, ValueError with one line that names what the file lacks.
+    """
     name, _, arg = file.partition(":")
     path = _find(name)
     module = _execute(path)
@@ -114,14 +121,15 @@ def load(file: str) -> Question:
         raise ValueError(f"{path}: runs() raises {type(error).__name__}: {first_line(error)}") from error
     if not listed:
         raise ValueError(f"{path}: runs() yields no run")
-    runs = tuple(_planned(path, number, run, getattr(module, "CONFIG", None)) for number, run in enumerate(listed))
+    recipe = getattr(module, "CONFIG", None)
+    runs = tuple(_planned(path, number, run, recipe, data_dir) for number, run in enumerate(listed))
     seen: dict[tuple[str, int], int] = {}
     for number, run in enumerate(runs):
         if (run.group, run.seed) in seen:
             before = seen[run.group, run.seed]
             raise ValueError(f"{path}: runs {before} and {number} are both of group {run.group!r}, seed {run.seed}")
         seen[run.group, run.seed] = number
-    return Question(path, arg or None, title, parts, runs, module.judge)
+    return Question(path, arg or None, title, parts, runs, module.judge, data_dir)
 
 
 def _find(name: str) -> Path:
@@ -178,7 +186,7 @@ def read_docstring(path: Path, text: str | None) -> tuple[str, dict[str, str]]:
     return title, {name: parts[name].strip() for name in PARTS}
 
 
-def _planned(path: Path, number: int, run: Any, default_config: str | None) -> PlannedRun:
+def _planned(path: Path, number: int, run: Any, default_config: str | None, data_dir: str | None) -> PlannedRun:
     where = f"{path}, run {number}"
     if not isinstance(run, dict):
         raise ValueError(f"{where} is a {type(run).__name__}; runs() yields dict(group=..., seed=...)")
@@ -200,6 +208,9 @@ def _planned(path: Path, number: int, run: Any, default_config: str | None) -> P
         # What a run tells besides its record takes a second to import, which is long for a run of three.
         config.log.use_tensorboard = False
         set_fields(config, {**run.get("overrides", {}), "seed": seed})
+        for data in (config.data, config.data.get("of", {})):
+            if data_dir is not None and "dir" in data:
+                data.dir = str(Path(data_dir).absolute())
     except (ValueError, OSError, UsageError) as error:
         raise ValueError(f"{where}: {first_line(error)}") from error
     return PlannedRun(group, seed, config.lock())

@@ -102,10 +102,10 @@ def write_summary(summary: dict[str, Any]) -> Path:
     return path
 
 
-def read_summaries(folder: Path = RESULTS) -> list[dict[str, Any]]:
+def read_summaries() -> list[dict[str, Any]]:
     """All summaries by name, each checked: its seal, its commits, its numbers. Raises ValueError with one line."""
     summaries = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(RESULTS.glob("*.json")):
         try:
             summary = json.loads(path.read_text())
         except ValueError as error:

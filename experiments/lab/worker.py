@@ -70,8 +70,8 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
     except BaseException as failure:
         traceback.print_exc()
         error = failure
-        full = any(os.strerror(code) in str(failure) for code in (errno.ENOSPC, errno.EDQUOT))
-        number = errno.ENOSPC if full else getattr(failure, "errno", None)
+        is_full = os.strerror(errno.ENOSPC) in str(failure)  # whoever wrapped it
+        number = errno.ENOSPC if is_full else getattr(failure, "errno", None)
     line = error and first_line(error)
     if error and not isinstance(error, ValueError | OSError | ArithmeticError):
         line = f"{type(error).__name__}: {line}"

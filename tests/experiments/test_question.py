@@ -66,7 +66,7 @@ def test_an_argument_is_the_files_own(tmp_path):
         ("def runs(): return []\ndef judge(r): ...", "yields no run"),
         ("def runs(): raise KeyError('x')\ndef judge(r): ...", r"runs\(\) raises KeyError: 'x'"),
         ("import nothing_of_this_name", "No module named"),
-        ("def runs(:", "line 12: "),
+        ("def runs(:", ", line 11: "),
         ("def runs(): yield 3\ndef judge(r): ...", "run 0 is a int"),
         ("def runs(): yield dict(group='a', seed=0, sed=1)\ndef judge(r): ...", r"unknown 'sed' \(did you mean 'seed'"),
         ("def runs(): yield dict(group='a', seed=0.5)\ndef judge(r): ...", "seed=0.5 must be a name and an integer"),

@@ -14,6 +14,7 @@ from experiments.verdicts import (
     error_components,
     holm,
     needed_n,
+    paired,
     power_of,
     t_interval,
 )
@@ -176,3 +177,15 @@ def test_holm_takes_back_what_a_family_is_too_large_for():
 def test_too_few_or_infinite_differences(values, says):
     with pytest.raises(ValueError, match=f"a - b, accuracy: .*{says}"):
         comparison(values)
+
+
+def test_groups_are_paired_by_seed():
+    results = {"a": {0: 0.5, 1: 0.75, 3: 1.0}, "b": {1: 0.25, 0: 0.25, 2: 0.0}, "c": {7: 1.0}, "d": {}}
+    assert paired(results, "a", "b", lambda run: run) == {0: 0.25, 1: 0.5}
+    for a, b, says in (
+        ("a", "d", "no finished run of group 'd'; there are: a, b, c"),
+        ("e", "a", "no finished run of group 'e'"),
+        ("a", "c", "groups 'a' and 'c' have no seed in common"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            paired(results, a, b, lambda run: run)
