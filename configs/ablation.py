@@ -62,7 +62,8 @@ def get_config(arg=None):
             config.model.variant = args.variant or "cifar"
     else:
         config.data = altered(of=dict(name=f"data.{args.data}", digit_px=8), crop_px=16)
-    config.optim.update(lr=0.05, schedule="cosine", warmup_epochs=1.0)
+    # Without a limit to the gradient small networks of ReLUs die at rates at which others learn best.
+    config.optim.update(lr=0.1, clip_norm=1.0, schedule="cosine", warmup_epochs=5.0)
     config.eval.every_epochs = 10.0
     config.checkpoint.every_epochs = 1000.0  # at the end alone, and where a validation is the best yet
     config.log.update(every_steps=20, use_tensorboard=False)

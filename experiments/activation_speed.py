@@ -31,7 +31,13 @@ ARMS = {"relu": "he_normal", "tanh": "glorot_normal", "sigmoid": "glorot_normal"
 RATES = {"none": (0.01, 0.03, 0.1, 0.3, 1.0), "batch": (0.03, 0.1, 0.3)}
 TARGETS = {"data.digits": (0.95, 0.9), "data.cifar10": (0.75, 0.6)}  # of the training batches, and of validation
 MARGIN = math.log2(1.25)
-SCHEDULE = {"optim.schedule": "constant", "optim.warmup_epochs": 0.0, "log.every_steps": 5, "eval.every_epochs": 1.0}
+SCHEDULE = {
+    "optim.schedule": "constant",
+    "optim.warmup_epochs": 0.0,
+    "optim.clip_norm": 0.0,
+    "log.every_steps": 5,
+    "eval.every_epochs": 1.0,
+}
 SCALES = {  # the recipe's data, maps, and what else differs
     "cpu": ("digits", 16, {"data.crop_px": 8, "data.num_train": 500, "num_epochs": 30, **SCHEDULE}),
     "gpu": ("cifar10", 64, {"num_epochs": 60, **SCHEDULE, "log.every_steps": 50, "optim.weight_decay": 0.0}),

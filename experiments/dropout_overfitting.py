@@ -24,7 +24,7 @@ from experiments.tuning import SEEDS, contrast, runs_of, told, tuned
 CONFIG = "configs/ablation.py"
 ARMS = {"0": (256, 0.0), "0.25": (256, 0.25), "0.5": (256, 0.5), "small, 0": (16, 0.0), "small, 0.5": (16, 0.5)}
 TEN_SEEDS = tuple(range(10, 20))
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 MARGIN = 0.01
 SCALES = {
     "cpu": ("digits", {"data.num_train": 300, "num_epochs": 40}),

@@ -24,7 +24,7 @@ from experiments.tuning import contrast, runs_of, told, tuned
 
 CONFIG = "configs/ablation.py"
 HEADS = ("flatten", "gap")
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 MARGIN = 0.01
 SETS = {"digits": {"data.num_train": 300}, "textures": {}}
 SCALES = {"cpu": SETS, "gpu": {"cifar10": {}}}

@@ -24,7 +24,7 @@ from experiments.tuning import contrast, runs_of, told, tuned
 
 CONFIG = "configs/ablation.py"
 ARMS = ("max", "average", "stride", "blur", "none")
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 MARGIN = 0.02
 SCALES = {"cpu": ("digits", {"data.num_train": 300}), "gpu": ("cifar10", {})}
 

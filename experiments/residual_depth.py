@@ -24,8 +24,12 @@ CONFIG = "configs/ablation.py"
 RATES = (0.03, 0.1)
 MARGIN = 0.01
 SCALES = {  # the recipe's data, the depths, and what else differs
-    "cpu": ("textures", (20, 44), {"model.overrides.width": 8, "num_epochs": 6}),
-    "gpu": ("cifar10", (20, 56), {"model.overrides.width": 16, "num_epochs": 60}),
+    "cpu": (
+        "textures",
+        (20, 44),
+        {"optim.warmup_epochs": 1.0, "model.overrides.width": 8, "num_epochs": 6, "optim.clip_norm": 0.0},
+    ),
+    "gpu": ("cifar10", (20, 56), {"model.overrides.width": 16, "num_epochs": 60, "optim.clip_norm": 0.0}),
 }
 
 

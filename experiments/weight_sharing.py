@@ -31,7 +31,7 @@ ARMS = {
     "mlp": ("mlp", {"hidden": (20, 20)}),
 }
 MORE_DATA = ("conv", "local", "full")
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 MARGIN = 0.01
 SCALES = {  # the recipe's data, the training pictures, few and more, and what else differs
     "cpu": ("digits", (300, 1000), {"data.crop_px": 8}),

@@ -51,9 +51,9 @@ def made_up(question, tells, spread):
     results = {}
     for run in question.runs:
         arm, _, lr = run.group.rpartition(SEPARATOR)
-        arm, lr = (arm, float(lr)) if arm else (run.group, 0.03)
+        arm, lr = (arm, float(lr)) if arm else (run.group, 0.1)
         told = next(value for name, value in tells.items() if arm.startswith(name))
-        results.setdefault(run.group, {})[run.seed] = record(arm, run.seed, spread, told, lr == 0.03, lr)
+        results.setdefault(run.group, {})[run.seed] = record(arm, run.seed, spread, told, lr == 0.1, lr)
     return results
 
 
@@ -178,7 +178,7 @@ def test_judge(name, verdict, from_records):
     assert all(check["holds"] for check in judged.checks)
     assert judged.n == (10 if name == "dropout_overfitting" else 5)
     if name not in ("equivariance",):
-        told = [note for note in judged.notes if "lr 0.03 of" in note]
+        told = [note for note in judged.notes if "lr 0.1 of" in note]
         assert len(told) == len({run.group.rpartition(SEPARATOR)[0] for run in question(name).runs})
 
 
