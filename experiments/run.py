@@ -42,6 +42,7 @@ experiments/README.md is made anew (lab/summary.py).
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -63,7 +64,7 @@ from experiments.verdicts import Verdict
 RUNS = ROOT / "runs"
 MEMORY = "experiment.json"
 PLAIN_EVERY_S = 30.0  # between lines of progress where there is no terminal
-# launch(jobs, folder, num_workers=, threads=, lock=, ended=, tick=, ...) -> what went wrong by the job's folder
+# What a launcher is, lab/jobs.py says; how it is called, lab/local.py.
 LAUNCHERS: dict[str, Callable[..., dict[str, str]]] = {"local": local.launch}
 
 
@@ -82,13 +83,16 @@ def run(
     """
     question = load(file, data_dir)
     folder = RUNS / question.name
-    cores = len(os.sched_getaffinity(0))
+    cores, accelerators = len(os.sched_getaffinity(0)), local.num_accelerators()
+    if accelerators and num_workers is None:
+        num_workers = accelerators  # one at a time on each
+    plan_now = functools.partial(make_plan, question, folder, cores, on_accelerators=bool(accelerators))
     if dry_run:
-        print(render(make_plan(question, folder, cores, num_workers, _memory(folder, question)["threads"])))
+        print(render(plan_now(num_workers, _memory(folder, question)["threads"])))
         return None
     with _locked(folder) as lock:
         state = _memory(folder, question)
-        plan = make_plan(question, folder, cores, num_workers, state["threads"])
+        plan = plan_now(num_workers, state["threads"])
         state["threads"] = plan.threads
         write_json(folder / MEMORY, state)
         print(render(plan), flush=True)
@@ -101,10 +105,10 @@ def run(
                     folder,
                     num_workers=plan.num_workers,
                     threads=plan.threads,
+                    accelerators=accelerators,
                     lock=lock,
                     ended=progress.ended,
                     tick=progress.tick,
-                    are_workers_asked_for=num_workers is not None,
                 )
             except Interrupted:
                 progress.end()
@@ -112,7 +116,7 @@ def run(
                 raise
             progress.end()
             errors = {key: errors[job.folder] for job in plan.jobs if job.folder in errors for key in job.members}
-            plan = make_plan(question, folder, cores, plan.num_workers, plan.threads)
+            plan = plan_now(plan.num_workers, plan.threads)
         return conclude(plan, errors, state["seconds"] / 60)
 
 
@@ -121,8 +125,6 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
     question = plan.question
     failed = {run.label: _why(plan, run.key, errors) for run in question.runs if _status(plan, run.key) != "finished"}
     finished = len(question.runs) - len(failed)
-    for label, why in failed.items():
-        print(f"no result: {label}: {why}")
     if any(os.strerror(errno.ENOSPC) in why for why in failed.values()):
         raise OSError(
             f"the disk of {plan.folder} is full; {finished} of {len(question.runs)} runs are kept; "
@@ -131,6 +133,9 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
     if not finished:
         label, why = next(iter(failed.items()))
         raise ValueError(f"{question.shown_path}: all {len(failed)} runs failed; the first, {label}: {why}")
+    for why in dict.fromkeys(failed.values()):
+        first, *others = (label for label, told in failed.items() if told == why)
+        print(f"no result: {first}{f' and {len(others)} more' if others else ''}: {why}")
     verdict = _judged(question, results_of(plan))
     made = summary.make_summary(plan, verdict, failed, minutes)
     path = summary.write_summary(made)

@@ -36,6 +36,21 @@ JSON = st.recursive(LEAF, lambda inner: st.lists(inner, max_size=4) | st.diction
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
+@given(record=st.dictionaries(TEXT, JSON, max_size=5), key=TEXT, value=LEAF)
+def test_a_seal_tells_of_any_change(tmp_path_factory, record, key, value):
+    path = tmp_path_factory.mktemp("record") / "run.json"
+    sealed = records.seal(record)
+    assert records.seal(sealed) == sealed
+    write_json(path, sealed)
+    records.check_seal(path, json.loads(path.read_text()))
+    if key not in record or json.dumps(record[key]) != json.dumps(value):
+        with pytest.raises(ValueError, match="was changed after it was written"):
+            records.check_seal(path, sealed | {key: value})
+    with pytest.raises(ValueError, match="has no record_sha256"):
+        records.check_seal(path, {name: item for name, item in sealed.items() if name != "record_sha256"})
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(record=st.dictionaries(TEXT, JSON, max_size=5))
 def test_write_json_loses_nothing(tmp_path_factory, record):
     path = tmp_path_factory.getbasetemp() / "run.json"

@@ -21,6 +21,7 @@ from cnn_jax.checkpoint import Checkpoints
 from cnn_jax.data import xo
 from cnn_jax.interruption import Interrupted
 from cnn_jax.recording import Diverged
+from cnn_jax.records import check_seal
 from cnn_jax.train import run
 from cnn_jax.workdir import load_run
 from tests.processes import ROOT, command, process_environment
@@ -117,6 +118,7 @@ def test_a_finished_run_says_so_and_does_nothing(straight, capsys):
     before = (workdir / "run.json").stat().st_mtime_ns, (workdir / "metrics.jsonl").stat().st_mtime_ns
     record = run(config, workdir)
     assert record["status"] == "finished" and "has finished" in capsys.readouterr().out
+    check_seal(workdir / "run.json", json.loads((workdir / "run.json").read_text()))
     assert ((workdir / "run.json").stat().st_mtime_ns, (workdir / "metrics.jsonl").stat().st_mtime_ns) == before
 
 

@@ -1,7 +1,7 @@
 """What each run of a question costs: parameters, multiply-adds, memory and time, before anything is trained."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,8 +13,16 @@ from cnn_jax.resolve import first_line
 from cnn_jax.workdir import flat
 from experiments.lab.question import PlannedRun, Question, digest
 
-# For an estimate before anything was measured: multiply-adds a second of a core in float32, and what a step takes besides.
-MACS_PER_CORE_S, STEP_S = 6e9, 1.5e-3
+
+class Speed(NamedTuple):
+    """For an estimate before anything was measured: multiply-adds a second, and what a step takes besides."""
+
+    macs_per_s: float
+    step_s: float
+
+
+CORE = Speed(6e9, 1.5e-3)  # small networks in float32, measured
+ACCELERATOR = Speed(5e12, 3e-4)  # a guess
 PROCESS_BYTES = 700 << 20  # of a process that has imported everything
 
 
@@ -32,7 +40,7 @@ class Cost:
 
 
 def costs_of(
-    question: Question, runs: dict[str, PlannedRun], measured: dict[str, float], cores: int
+    question: Question, runs: dict[str, PlannedRun], measured: dict[str, float], speed: Speed
 ) -> dict[str, Cost]:
     """By key. measured: seconds a run, by program. Raises ValueError or OSError naming the run that cannot be."""
     costs, leads, data, traces = {}, {}, {}, {}
@@ -55,7 +63,7 @@ def costs_of(
         config, macs = run.config, trace.macs
         evaluated = num_validation * config.num_epochs / config.eval.every_epochs
         examples = 3 * config.batch_size * parts.num_steps + evaluated  # a backward pass costs two forward ones
-        seconds = parts.num_steps * STEP_S + examples * macs / (MACS_PER_CORE_S * cores)
+        seconds = parts.num_steps * speed.step_s + examples * macs / speed.macs_per_s
         state = 4 * 8 * trace.params
         costs[key] = Cost(
             trace.params,

@@ -6,6 +6,7 @@ passed on to the workers, which save and end. If this process is killed, they se
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import queue
@@ -24,7 +25,7 @@ class _Worker:
     """A process, what it is doing, and a thread that puts what it tells into a queue as (worker, event or None)."""
 
     def __init__(self, slot: int, folder: Path, environment: dict[str, str], told: queue.Queue, lock: int):
-        self.slot, self.log, self.job, self.platform = slot, folder / f"worker{slot}.log", None, None
+        self.slot, self.log, self.job, self.is_ready = slot, folder / f"worker{slot}.log", None, False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.lab.worker", str(self.log)],
             stdin=subprocess.PIPE,
@@ -55,37 +56,50 @@ class _Worker:
             self.process.stdin.close()
 
 
+def num_accelerators() -> int:
+    """How many GPUs or TPU chips a worker may be given; 0 where JAX has the CPU alone. Asked of a process of its own, for
+    who asks holds them."""
+    if importlib.util.find_spec("jax_plugins") is None or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return 0
+    ask = "import jax; print(0 if jax.default_backend() == 'cpu' else len(jax.devices()))"
+    asked = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    if asked.returncode:
+        raise OSError(f"JAX does not start: {asked.stderr.strip().splitlines()[-1]}")
+    return int(asked.stdout.split()[-1])
+
+
 def launch(
     jobs: Sequence[Job],
     folder: Path,
     *,
     num_workers: int,
     threads: int,
+    accelerators: int,
     lock: int,
     ended: Callable[[Job, str | None], None],
     tick: Callable[[Sequence[Job]], None],
-    are_workers_asked_for: bool = False,
 ) -> dict[str, str]:
     """Gets the jobs done, in their order; returns what went wrong, by the job's folder.
 
-    ended(job, error or None): called after each. tick(jobs in progress): called about every second. lock: a file
-    descriptor that workers hold as long as they live. Where there are GPUs a worker has one, and there are no more workers
-    than GPUs unless `are_workers_asked_for`. Raises Interrupted when all is saved; OSError where no worker starts.
+    threads: of each worker, on the CPU. accelerators: dealt out to the workers. lock: a file descriptor that workers hold as
+    long as they live. ended(job, error or None): called after each. tick(jobs in progress): called about every second.
+    Raises Interrupted when all is saved; OSError where no worker starts.
     """
     waiting, errors, workers, told = list(jobs), {}, [], queue.Queue()
-    platform, num_devices, is_full = None, 1, False
 
     def start(slot: int) -> None:
         environment = {"PJRT_NPROC": str(threads), "OMP_NUM_THREADS": str(threads)}
-        if platform in ("gpu", "cuda", "rocm"):
-            environment["CUDA_VISIBLE_DEVICES"] = str(slot % num_devices)
-            if num_workers > num_devices:
+        if accelerators:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(accelerators)))
+            environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % accelerators]
+            if num_workers > accelerators:  # several on one: none may take all its memory beforehand
                 environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         workers.append(_Worker(slot, folder, environment, told, lock))
 
     with Interruption() as interruption:
         try:
-            start(0)  # tells what the machine has
+            for slot in range(min(num_workers, len(jobs))):
+                start(slot)
             while waiting or any(worker.job for worker in workers):
                 interruption.poll()
                 tick([worker.job for worker in workers if worker.job])
@@ -93,42 +107,25 @@ def launch(
                     worker, event = told.get(timeout=1.0)
                 except queue.Empty:
                     continue
-                if worker not in workers:
-                    continue
                 if event is None:
                     _bury(worker, workers, errors, ended)
-                    if waiting and worker.platform is not None:
-                        start(worker.slot)
-                    elif worker.platform is None and worker.process.returncode:
+                    if not worker.is_ready:
                         raise OSError(f"no worker process starts; {worker.log} says why")
+                    if waiting:
+                        start(worker.slot)
                     continue
-                if "ready" in event:
-                    worker.platform = event["ready"]
-                    if platform is None:
-                        platform, num_devices = event["ready"], event["devices"]
-                        if platform != "cpu" and not are_workers_asked_for:
-                            num_workers = min(num_devices, len(jobs))
-                        if platform != "cpu" and num_devices > 1 and num_workers > 1:
-                            worker.close()  # it holds all devices; others follow with one each
-                            workers.remove(worker)
-                            worker.process.wait()
-                            start(0)
-                        for slot in range(1, min(num_workers, len(jobs))):
-                            start(slot)
-                        if worker not in workers:
-                            continue
-                elif worker.job:
+                worker.is_ready = True
+                if "done" in event:
                     job, worker.job = worker.job, None
                     if event["error"]:
                         errors[job.folder] = event["error"]
                     ended(job, event["error"])
-                    if event["errno"] == errno.ENOSPC and not is_full:
-                        is_full = True
+                    if event["errno"] == errno.ENOSPC:
                         errors |= {job.folder: f"not begun: {event['error']}" for job in waiting}
                         waiting.clear()
                 if waiting:
                     worker.give(waiting.pop(0))
-                elif not worker.job:
+                else:
                     worker.close()
         finally:
             for worker in workers:

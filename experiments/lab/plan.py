@@ -11,7 +11,7 @@ from typing import Any
 from cnn_jax.records import check_seal
 from cnn_jax.resolve import first_line
 from cnn_jax.workdir import record_config
-from experiments.lab.costs import Cost, costs_of
+from experiments.lab.costs import ACCELERATOR, CORE, Cost, costs_of
 from experiments.lab.jobs import Job, read_jobs
 from experiments.lab.packing import START_S, pack, plain_config
 from experiments.lab.question import PlannedRun, Question
@@ -35,7 +35,12 @@ class Plan:
 
 
 def make_plan(
-    question: Question, folder: Path, cores: int, num_workers: int | None = None, threads: int | None = None
+    question: Question,
+    folder: Path,
+    cores: int,
+    num_workers: int | None = None,
+    threads: int | None = None,
+    on_accelerators: bool = False,
 ) -> Plan:
     """Reads what lies in `folder`, and puts together every run that the question asks for; nothing is trained.
 
@@ -48,8 +53,9 @@ def make_plan(
     for run in question.runs:
         runs.setdefault(run.key, run)
     started = read_jobs(folder)
+    speed = ACCELERATOR if on_accelerators else CORE
     measured = {job.program: max(taken - START_S, taken / 2) / len(job.members) for job, taken in started if taken}
-    costs = costs_of(question, runs, measured, cores)
+    costs = costs_of(question, runs, measured, speed)
     records, unfinished, done_in = {}, [], {}
     for job, _ in started:
         found = ended_records(job)

@@ -57,7 +57,9 @@ def make_summary(plan: Plan, verdict: Verdict, failed: dict[str, str], minutes: 
 
 def _told(record: dict[str, Any]) -> dict[str, Any]:
     """Of a run what a summary keeps."""
-    told = {"status": record["status"], "steps": record["step"]}
+    workdir = Path(record["workdir"])
+    shown = workdir.relative_to(ROOT) if workdir.is_relative_to(ROOT) else workdir
+    told = {"workdir": str(shown), "status": record["status"], "steps": record["step"]}
     if record["status"] == "finished":
         scores = {name: value for name, value in record["metrics"].items() if isinstance(value, int | float)}
         told |= {"test": scores, "best_validation": record["best"], "params_sha256": record["params_sha256"]}

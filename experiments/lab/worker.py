@@ -1,7 +1,7 @@
 """A process that does one job after another: `python -m experiments.lab.worker LOG`, jobs as JSON lines on its input.
 
 Imports are paid once, and what fails ends its job and not the process. All that a run prints goes to LOG; on the output
-stands one JSON line an event: {"ready": platform, "devices": n}, then for each job {"done": folder, "error": line or null,
+stands one JSON line an event: {"ready": platform}, then for each job {"done": folder, "error": line or null,
 "errno": number or null, "interrupted": bool}. When its input ends, so does the process, after its run in progress has been
 saved: whoever started it may have been killed. SIGTERM does the same; Ctrl-C is left to whoever started it.
 """
@@ -31,7 +31,7 @@ def main(log: Path) -> int:
     configure_jax()
     import jax
 
-    _tell(events, {"ready": jax.default_backend(), "devices": len(jax.devices())})
+    _tell(events, {"ready": jax.default_backend()})
     jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
     busy, closing = threading.Event(), threading.Event()
     threading.Thread(target=_listen, args=(jobs, busy, closing), daemon=True).start()
@@ -68,8 +68,9 @@ def _do(job: dict[str, Any]) -> dict[str, Any]:
     try:
         do(job)
     except BaseException as failure:
-        traceback.print_exc()
         error = failure
+        if not isinstance(error, Interrupted):
+            traceback.print_exc()
         is_full = os.strerror(errno.ENOSPC) in str(failure)  # whoever wrapped it
         number = errno.ENOSPC if is_full else getattr(failure, "errno", None)
     line = error and first_line(error)
