@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from experiments import measures, verdicts
 from experiments.measures import Record
 
@@ -52,7 +54,7 @@ def tuned(
     key: Callable[[Record], Any] = measures.validation_accuracy,
     tuning_seeds: Sequence[int] = TUNING_SEEDS,
 ) -> Arm:
-    """The arm at the rate of the highest mean `key` of the tuning seeds' runs; of equals the lower rate.
+    """The arm at the rate of the highest mean `key` of the tuning seeds' runs; of equals that of the lower validation loss.
 
     results: of runs that finished. A rate at which a tuning run is missing, as one that diverged, is out. Fresh seeds
     whose run at the chosen rate is missing are told.
@@ -63,13 +65,13 @@ def tuned(
     rates = sorted(float(group.rpartition(SEPARATOR)[2]) for group in results if group.rpartition(SEPARATOR)[0] == arm)
     groups = {lr: results[f"{arm}{SEPARATOR}{lr:g}"] for lr in rates}
     scores = {
-        lr: sum(key(group[seed]) for seed in tuning_seeds) / len(tuning_seeds)
+        lr: np.mean([(key(group[seed]), -measures.validation_loss(group[seed])) for seed in tuning_seeds], 0).tolist()
         for lr, group in groups.items()
         if all(seed in group for seed in tuning_seeds)
     }
     if not scores:
         raise ValueError(f"{arm}: no rate of {rates} at which all tuning runs finished")
-    lr = max(scores, key=lambda lr: (scores[lr], -lr))
+    lr = max(scores, key=scores.get)
     fresh = {seed for group in groups.values() for seed in group} - set(tuning_seeds)
     records = {seed: record for seed, record in groups[lr].items() if seed in fresh}
     told = f"{arm}: lr {lr:g} of {', '.join(f'{rate:g}' for rate in rates)}"

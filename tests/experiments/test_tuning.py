@@ -6,8 +6,13 @@ from experiments import measures
 from experiments.tuning import SEEDS, TUNING_SEEDS, contrast, difference, mean, runs_of, told, tuned
 
 
-def record(validation, test):
-    return {"validation": validation, "metrics": {"accuracy": test, "loss": 0.0}}
+@pytest.fixture(autouse=True)
+def validation_losses(monkeypatch):
+    monkeypatch.setattr(measures, "validation_loss", lambda record: record["validation_loss"])
+
+
+def record(validation, test, loss=0.5):
+    return {"validation": validation, "validation_loss": loss, "metrics": {"accuracy": test, "loss": 0.0}}
 
 
 def results(scores, fresh, arm="a"):
@@ -39,10 +44,12 @@ def test_tuning_seeds_choose_and_fresh_ones_are_compared():
     assert set(arm.records) == {10, 11} and arm.told == "a: lr 0.1 of 0.01, 0.1, 1"
 
 
-def test_of_equal_rates_the_lower_and_an_end_of_the_grid_is_told():
-    fresh = {0.1: {10: 0.5}, 1.0: {10: 0.5}}
-    arm = tuned(results({0.1: 0.8, 1.0: 0.8}, fresh), "a", key=key)
-    assert arm.lr == 0.1 and arm.told.endswith("0.1, 1, an end of the grid")
+def test_of_equal_rates_that_of_the_lower_validation_loss_and_an_end_of_the_grid_is_told():
+    made = results({0.1: 0.8, 1.0: 0.8}, {0.1: {10: 0.5}, 1.0: {10: 0.5}})
+    assert tuned(made, "a", key=key).lr == 0.1
+    made["a, lr 1"][0] = record(0.8, 0.5, loss=0.4)
+    arm = tuned(made, "a", key=key)
+    assert arm.lr == 1.0 and arm.told.endswith("0.1, 1, an end of the grid")
 
 
 def test_a_rate_at_which_a_tuning_run_diverged_is_out_and_lost_fresh_runs_are_told():
