@@ -26,7 +26,7 @@ from experiments.tuning import contrast, runs_of, told, tuned
 
 CONFIG = "configs/ablation.py"
 ARMS = {"direct": 0, "equally_deep": 32, "reduced": 4}
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.1, 0.3, 1.0)
 MARGIN = 0.02
 PRINTED = {0: 120_422_400, 16: 12_443_648}  # lecture 1; by the maps between
 SCALES = {"cpu": ("textures", {"num_epochs": 15}), "gpu": ("cifar10", {})}

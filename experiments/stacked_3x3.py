@@ -28,7 +28,7 @@ ARMS = {
     "wide": dict(kernel_sizes=(3, 3), widths=(19, 19)),
 }
 FIELDS = dict(stem_width=16, stem_stride=2, widths=(16, 16))
-RATES = (0.03, 0.1, 0.3)
+RATES = (0.1, 0.3, 1.0)
 MARGIN = 0.01
 SCALES = {"cpu": ("textures", {"num_epochs": 15}), "gpu": ("cifar10", {})}
 
