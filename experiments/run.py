@@ -33,9 +33,11 @@ are off.
 judge(results): results[group][seed] is the run's record (run.json as a dict) with "workdir", so that metrics.jsonl and the
 trained network (`cnn_jax.workdir.load_run`) are at hand; of finished runs only. It returns a `verdicts.Verdict`.
 
-Records lie under runs/<experiment>/, in a folder a job (lab/jobs.py): a run that has ended is not done again, one that was
+Records lie under runs/<experiment>/, in a folder a job (lab/jobs.py): a population where runs share a program, else a run
+(lab/packing.py says which go together). A run is known by its config: one that has ended is not done again, one that was
 cut off goes on from its newest checkpoint, wherever and whenever this process or its workers were killed. A run that
-failed is tried again at the next start, one that diverged is not. The summary goes to experiments/results/, and the page
+failed is tried again at the next start, one that diverged is not. All starts of an experiment give a worker the same
+number of threads, on which the CPU's last bits hang. The summary goes to experiments/results/, and the page
 experiments/README.md is made anew (lab/summary.py).
 """
 

@@ -89,12 +89,17 @@ def test_more_seeds_leave_what_is_done_and_a_shared_run_is_done_once(place, done
     assert told["groups"]["slow"] == told["groups"]["also slow"] and told["n"] == 3 and told["num_runs"] == 6
 
 
-def test_goes_on_past_a_run_that_diverges_and_past_one_that_fails(place, capsys, monkeypatch):
+def test_goes_on_past_a_run_that_diverges(place, done, capsys):
+    shutil.copytree(done, place / "runs")
     body = BODY.replace('("slow", 0.001))', '("slow", 0.001), ("wild", 1e20))')
     told = run.run(str(write(place, body)))
     assert told["num_runs"] == 6 and set(told["failed"]) == {"wild, seed 0", "wild, seed 1"}
     assert told["groups"]["wild"]["runs"]["0"]["status"] == "diverged"
     assert "no result: wild, seed 1: diverged at step" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_goes_on_past_a_run_that_fails_and_tries_it_again(place, monkeypatch):
     monkeypatch.setattr("experiments.lab.packing.START_S", 0.0)  # a job for each seed
     calls = []
 
@@ -227,7 +232,7 @@ def workers_of(process):
 
 JOB_AND_RUN = slice(-3, -1)
 # Two jobs, so that two workers are busy.
-TWO_PROGRAMS = BODY.replace('"batch_size": 16, ', "").replace(
+TWO_PROGRAMS = BODY.replace('"batch_size": 16, ', '"checkpoint.every_epochs": 2.5, ').replace(
     'overrides={"optim.lr": lr', 'overrides={"batch_size": {"fast": 16, "slow": 20}[group]'
 )
 
@@ -237,7 +242,7 @@ def test_workers_of_processes_and_a_ctrl_c(tmp_path):
     """Two workers, stopped while they train: all is saved, and it says how to go on."""
     file = write(
         tmp_path,
-        TWO_PROGRAMS.replace("SHORT = {", 'SHORT = {"checkpoint.every_epochs": 100.0, ').replace("2.0", "300.0"),
+        TWO_PROGRAMS.replace("2.5", "100.0").replace("2.0", "300.0"),
     )
     process = start(tmp_path, file, "--workers=2")
     while not list(tmp_path.glob("runs/ask/*/*/metrics.jsonl")):
@@ -269,7 +274,7 @@ def test_killed_anywhere(tmp_path):
         place.mkdir()
         write(place, body)
     process = start(straight, straight / "ask.py", "--workers=2")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, (out, err)
     draw, finished = random.Random(0), {}
     for _ in range(5):
@@ -285,7 +290,7 @@ def test_killed_anywhere(tmp_path):
             if record["status"] == "finished":
                 finished.setdefault(name, record["record_sha256"])
     process = start(cut, cut / "ask.py", "--workers=2")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, (out, err)
     want = {
         name: (record["params_sha256"], record["metrics"]) for name, record in records(straight, JOB_AND_RUN).items()
@@ -299,15 +304,15 @@ def test_killed_anywhere(tmp_path):
 
 @pytest.mark.full
 def test_a_worker_that_is_killed_takes_its_job_with_it_and_the_rest_go_on(tmp_path):
-    file = write(tmp_path, TWO_PROGRAMS.replace("2.0", "100.0"))
+    file = write(tmp_path, TWO_PROGRAMS.replace("2.0", "40.0"))
     process = start(tmp_path, file, "--workers=2")
     while len(workers_of(process)) < 2 or not list(tmp_path.glob("runs/ask/*/*/metrics.jsonl")):
         time.sleep(0.05)
     os.kill(workers_of(process)[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1 and "its process ended by signal 9" in out and "no finished run of group" in err
     process = start(tmp_path, file, "--workers=2")
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0 and "4 of 4 runs" in out, (out, err)
 
 
