@@ -252,3 +252,36 @@ def test_parse_names_what_is_wrong(arg, message):
 def test_recipe_without_arguments_says_so():
     with pytest.raises(ValueError, match="takes none"):
         load_config("configs/lenet_digits.py:deep", [])
+
+
+def choices():
+    """What the docstring of configs/ablation.py offers: (field, values as the command line has them)."""
+    table = DOCSTRINGS[ROOT / "configs" / "ablation.py"]
+    for row in re.findall(r"^\|[^|]+\| (\w+=.*?)\s*\|$", table, flags=re.MULTILINE):
+        for item in re.split(r"[;,] (?=\w+=)", row):
+            field, _, rest = item.partition("=")
+            for value in re.findall(r'"\([^"]*\)"|[\w.]+', rest):
+                yield field, value.strip('"').replace("N", "4")
+
+
+CHOICES = list(choices())
+FEW_CHOICES = [pair for i, pair in enumerate(CHOICES) if i % 6 == 0]
+
+
+def test_the_ablation_recipe_offers_what_can_be_taken_apart():
+    fields = {field for field, _ in CHOICES}
+    module = resolve("models.convnet", "model", "VARIANTS")
+    own = {field.name for field in dataclasses.fields(module.ConvNet)} - {"num_classes", "dtype", "parent", "name"}
+    assert fields == own
+    told = {field: {value for name, value in CHOICES if name == field} for field in module.CHOICES}
+    assert told["pool"] == set(module.CHOICES["pool"]) and told["activation"] == set(module.CHOICES["activation"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [pytest.param(*pair, marks=() if pair in FEW_CHOICES else pytest.mark.full) for pair in CHOICES],
+)
+def test_every_choice_is_had_from_the_command_line(field, value):
+    config = load_config("configs/ablation.py", [f"--config.model.overrides.{field}={value}"])
+    module = build_model(config.model, num_classes=10, image_shape=(16, 16, 1))
+    assert str(getattr(module, field)).replace(" ", "").lower() == value.lower()
