@@ -1,6 +1,7 @@
 """The one training step, and the state that it carries from step to step.
 
-Imports jax, flax, optax, `optim` and what that imports only, so that a benchmark can run the real step on a bare machine.
+Imports jax, flax, optax, `tuning`, `optim` and what that imports only, so that a benchmark can run the real step on a bare
+machine.
 
 Gradient accumulation. With `accumulate_steps` A a step takes its batch of N in A parts of N / A, one after another, and
 updates once, by the mean of the parts' gradients: `step`, schedules, average and metrics count updates and batches of N
@@ -30,6 +31,7 @@ from flax import struct
 from jax import Array
 
 from cnn_jax.optim import init_averages
+from cnn_jax.tuning import compiler_options as compiler_options
 
 PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
@@ -193,20 +195,3 @@ def scan_steps(train_step: Callable) -> Callable:
         return jax.lax.scan(lambda state, batch: train_step(state, batch, root_key), state, batches)
 
     return many_steps
-
-
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """XLA options for the platform at hand.
-
-    On the CPU, jaxlib 0.10 sends convolutions of more than 16 channels to YNNPACK, which takes two to five times as long as
-    XLA's own; its dot products are good. An option that the installed version does not know is an error, so it is tried.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options
