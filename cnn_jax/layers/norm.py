@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Shaped
 
 from cnn_jax.layers.channel_sum import channel_sum
 from cnn_jax.layers.checks import check_dtype, check_shape, floating_array, integer, number
+from cnn_jax.tuning import is_tuned
 
 
 def local_response_norm(
@@ -259,13 +260,33 @@ def _batch_norm(x, scale, bias, epsilon):
 
 
 def _batch_norm_forward(x, scale, bias, epsilon):
-    count = x.size // x.shape[-1]
-    mean = channel_sum(x) / count
+    mean, var = _statistics(x)
     centred = x - _per_channel(mean, x)
-    var = channel_sum(centred * centred) / count
     inverse = lax.rsqrt(var + epsilon)
     y = centred * _per_channel(inverse * scale, x) + _per_channel(bias, x)
     return (y, mean, var), (x, mean, inverse, scale)
+
+
+def _statistics(x: Float[Array, "*batch c"]) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Mean and biased variance of each channel. On accelerators x is read once, elsewhere twice: see `cnn_jax.tuning`."""
+    if not is_tuned():
+        return _in_two_passes(x)
+    return lax.platform_dependent(x, cpu=_in_two_passes, default=_in_one_pass)
+
+
+def _in_two_passes(x):
+    count = x.size // x.shape[-1]
+    mean = channel_sum(x) / count
+    centred = x - _per_channel(mean, x)
+    return mean, channel_sum(centred * centred) / count
+
+
+def _in_one_pass(x):
+    # About a value of the channel itself, not about 0: a mean that is large beside the deviation cancels beforehand.
+    shift = x[tuple(size // 2 if axis else 0 for axis, size in enumerate(x.shape[:-1]))]
+    shifted, count = x - _per_channel(shift, x), x.size // x.shape[-1]
+    first, second = channel_sum(shifted) / count, channel_sum(shifted * shifted) / count
+    return shift + first, jnp.maximum(second - first * first, 0)
 
 
 def _batch_norm_backward(epsilon, residuals, cotangents):
