@@ -123,6 +123,7 @@ def make_train_step(
         (_, (loss, (model_state, metrics))), grads = value_and_grad(state.params, state.model_state, batch, rngs)
         if state.loss_scale is not None:
             grads = jax.tree.map(lambda grad: grad / state.loss_scale["scale"], grads)
+        grads = _in_rows(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = after_step(
@@ -183,6 +184,15 @@ def _accumulated(value_and_grad: Callable, num_parts: int) -> Callable:
         return (loss, (loss, (model_state, metrics))), grads
 
     return accumulated
+
+
+def _in_rows(grads: PyTree) -> PyTree:
+    """The gradients, on accelerators in memory as the parameters are: a convolution there gives that of its kernel in another
+    order, which what follows would take over, to be turned back after, a copy for each parameter and each momentum."""
+    if not is_tuned() or jax.default_backend() == "cpu":
+        return grads
+    rows = jax.lax.optimization_barrier(jax.tree.map(jnp.ravel, grads))
+    return jax.tree.map(lambda row, grad: row.reshape(grad.shape), rows, grads)
 
 
 def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:

@@ -28,6 +28,24 @@ def channel_sum(x: Float[Array, "*batch c"]) -> Float[Array, " c"]:
     )
 
 
+def channel_sums(*arrays: Float[Array, "*batch c"]) -> list[Float[Array, " c"]]:
+    """`channel_sum` of each of several arrays of one shape and type, in one reduction where the platform has such.
+
+    Without a gradient on accelerators.
+    """
+    for x in arrays:
+        _check_rank(x, 2)
+
+    def each(*arrays):
+        return [channel_sum(x) for x in arrays]
+
+    def together(*arrays):
+        zeros, axes = tuple(jnp.zeros((), x.dtype) for x in arrays), tuple(range(arrays[0].ndim - 1))
+        return list(lax.reduce(arrays, zeros, lambda a, b: tuple(map(lax.add, a, b)), axes))
+
+    return lax.platform_dependent(*arrays, cpu=each, default=together) if is_tuned() else each(*arrays)
+
+
 def map_sum(x: Float[Array, "n *size c"]) -> Float[Array, "n c"]:
     """The sum of each map: over all axes but the first and the last. ValueError where x has not both of them."""
     _check_rank(x, 2)

@@ -27,7 +27,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from cnn_jax.layers.channel_sum import channel_sum
+from cnn_jax.layers.channel_sum import channel_sum, channel_sums
 from cnn_jax.layers.checks import check_dtype, check_shape, floating_array, integer, number
 from cnn_jax.tuning import is_tuned
 
@@ -285,7 +285,7 @@ def _in_one_pass(x):
     # About a value of the channel itself, not about 0: a mean that is large beside the deviation cancels beforehand.
     shift = x[tuple(size // 2 if axis else 0 for axis, size in enumerate(x.shape[:-1]))]
     shifted, count = x - _per_channel(shift, x), x.size // x.shape[-1]
-    first, second = channel_sum(shifted) / count, channel_sum(shifted * shifted) / count
+    first, second = (total / count for total in channel_sums(shifted, shifted * shifted))
     return shift + first, jnp.maximum(second - first * first, 0)
 
 
@@ -294,7 +294,7 @@ def _batch_norm_backward(epsilon, residuals, cotangents):
     y_bar, mean_bar, var_bar = map(jnp.asarray, cotangents)
     count = x.size // x.shape[-1]
     centred = x - _per_channel(mean, x)
-    bias_bar, product = channel_sum(y_bar), channel_sum(y_bar * centred)
+    bias_bar, product = channel_sums(y_bar, y_bar * centred)
     by_centred = (2 * var_bar - scale * inverse**3 * product) / count
     constant = (mean_bar - scale * inverse * bias_bar) / count
     x_bar = y_bar * _per_channel(scale * inverse, x) + centred * _per_channel(by_centred, x) + _per_channel(constant, x)
