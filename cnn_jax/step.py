@@ -32,7 +32,7 @@ from jax import Array
 
 from cnn_jax.optim import init_averages
 from cnn_jax.tuning import compiler_options as compiler_options
-from cnn_jax.tuning import is_tuned
+from cnn_jax.tuning import is_tuned_accelerator
 
 PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
@@ -189,10 +189,11 @@ def _accumulated(value_and_grad: Callable, num_parts: int) -> Callable:
 def _in_rows(grads: PyTree) -> PyTree:
     """The gradients, on accelerators in memory as the parameters are: a convolution there gives that of its kernel in another
     order, which what follows would take over, to be turned back after, a copy for each parameter and each momentum."""
-    if not is_tuned() or jax.default_backend() == "cpu":
+    if not is_tuned_accelerator():
         return grads
-    rows = jax.lax.optimization_barrier(jax.tree.map(jnp.ravel, grads))
-    return jax.tree.map(lambda row, grad: row.reshape(grad.shape), rows, grads)
+    leaves, structure = jax.tree.flatten(grads)
+    rows = iter(jax.lax.optimization_barrier([leaf.ravel() for leaf in leaves if leaf.ndim > 1]))
+    return structure.unflatten([next(rows).reshape(leaf.shape) if leaf.ndim > 1 else leaf for leaf in leaves])
 
 
 def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:
@@ -201,13 +202,15 @@ def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple
     On accelerators a group's leaves are laid out in a row first, so that a group is one reduction: a network has hundreds
     of leaves, and a kernel for each takes longer than what it reads.
     """
-    if not is_tuned() or jax.default_backend() == "cpu":
+    if not is_tuned_accelerator():
         return {group: ~_all_finite((grad, params[group])) for group, grad in grads.items()}, optax.tree.norm(grads)
-    nonfinite, total = {}, jnp.float32(0)
+    nonfinite, total = {}, 0.0
     for group, grad in grads.items():
-        in_a_row = [jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (grad, params[group])]
-        nonfinite[group] = ~jnp.all(jnp.isfinite(in_a_row[0]) & jnp.isfinite(in_a_row[1]))
-        total += jnp.sum(jnp.square(in_a_row[0]))
+        g, p = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (grad, params[group]))
+        operands = jnp.square(g), jnp.isfinite(g) & jnp.isfinite(p)
+        zeros = jnp.zeros((), g.dtype), jnp.array(True)
+        squares, is_finite = jax.lax.reduce(operands, zeros, lambda a, b: (a[0] + b[0], a[1] & b[1]), (0,))
+        nonfinite[group], total = ~is_finite, total + squares
     return nonfinite, jnp.sqrt(total)
 
 

@@ -37,6 +37,11 @@ def is_tuned_cpu() -> bool:
     return is_tuned() and jax.default_backend() == "cpu"
 
 
+def is_tuned_accelerator() -> bool:
+    """Whether the forms of accelerators are wanted, and this is one."""
+    return is_tuned() and jax.default_backend() != "cpu"
+
+
 def compiler_options() -> dict[str, str]:
     """XLA options for the platform at hand.
 

@@ -45,6 +45,18 @@ def _num_elements(dims: str) -> int:
     return math.prod(int(dim) for dim in dims.split(",") if dim)
 
 
+def _read(body: list[str], operands: list[str]) -> list[str]:
+    """What a fusion reads of each operand: of one that it only slices the slices, else the whole."""
+    parsed = [found.groups() for line in body if (found := _INSTRUCTION.match(line))]
+    read = list(operands)
+    for name, _, op, rest in parsed:
+        if op == "parameter":
+            users = [(kind, result) for _, result, kind, used in parsed if re.search(rf"%{re.escape(name)}\b", used)]
+            if users and all(kind == "slice" for kind, _ in users):
+                read[int(rest.split(")")[0])] = " ".join(result for _, result in users)
+    return read
+
+
 def count(hlo: str, images: int, activation_elements: int = 2000) -> dict:
     """The counts of the entry computation, for a batch of `images`.
 
@@ -65,6 +77,8 @@ def count(hlo: str, images: int, activation_elements: int = 2000) -> dict:
         if op in _FREE:
             continue
         operands = [types.get(operand, "") for operand in re.findall(r"%([\w.\-]+)", rest.split("), ")[0])]
+        if op == "fusion" and (body := re.search(r"calls=%([\w.\-]+)", rest)):
+            operands = _read(bodies[body.group(1)], operands)
         if op == "custom-call":
             result = re.sub(r"u8\[\d+\]", "", result)  # scratch space is not traffic
             op = (re.search(r'custom_call_target="([^"]+)"', line) or [None, op])[1]
