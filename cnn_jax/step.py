@@ -187,8 +187,11 @@ def _accumulated(value_and_grad: Callable, num_parts: int) -> Callable:
 
 
 def _in_rows(grads: PyTree) -> PyTree:
-    """The gradients, on accelerators in memory as the parameters are: a convolution there gives that of its kernel in another
-    order, which what follows would take over, to be turned back after, a copy for each parameter and each momentum."""
+    """The gradients, on accelerators in memory as the parameters are.
+
+    A convolution there gives its kernel's gradient in another order, which what follows would take over, to be turned back
+    after: a copy for each parameter and each momentum.
+    """
     if not is_tuned_accelerator():
         return grads
     leaves, structure = jax.tree.flatten(grads)

@@ -46,14 +46,18 @@ def _num_elements(dims: str) -> int:
 
 
 def _read(body: list[str], operands: list[str]) -> list[str]:
-    """What a fusion reads of each operand: of one that it only slices the slices, else the whole."""
+    """What a fusion reads of each operand: of one that it only slices, converted or not, the slices, else the whole."""
     parsed = [found.groups() for line in body if (found := _INSTRUCTION.match(line))]
+    users: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for name, result, op, rest in parsed:
+        for operand in re.findall(r"%([\w.\-]+)", rest.split(", metadata=")[0]):
+            users[operand].append((name, result, op))
     read = list(operands)
     for name, _, op, rest in parsed:
         if op == "parameter":
-            users = [(kind, result) for _, result, kind, used in parsed if re.search(rf"%{re.escape(name)}\b", used)]
-            if users and all(kind == "slice" for kind, _ in users):
-                read[int(rest.split(")")[0])] = " ".join(result for _, result in users)
+            used = [end for user in users[name] for end in (users[user[0]] if user[2] == "convert" else [user])]
+            if used and all(kind == "slice" for _, _, kind in used):
+                read[int(rest.split(")")[0])] = " ".join(result for _, result, _ in used)
     return read
 
 

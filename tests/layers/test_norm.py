@@ -18,8 +18,8 @@ from cnn_jax.layers.norm import (
     batch_norm,
     fold_batch_norm,
     local_response_norm,
-    rectified_batch_norm,
     path_matches,
+    rectified_batch_norm,
     weight_standardisation,
 )
 from tests.layers.random_cases import BATCHES, CASES_A_BATCH, jit
