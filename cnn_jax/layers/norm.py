@@ -347,9 +347,8 @@ def _rectified_backward(epsilon, residuals, cotangents):
         y = centred * _per_channel(inverse * scale, x) + _per_channel(bias, x)
         return centred, jnp.where(y > 0, _widened(y_bar), 0)
 
-    # Either pass makes the mask anew, of x, which it reads in any case. So neither the mask need be kept nor the masked
-    # gradient be written for both to read; the barriers keep the compiler from seeing that they make the same.
-    x, y_bar = lax.optimization_barrier((x, y_bar))
+    # Either pass masks the gradient itself, which so need not be written for both to read; the barrier keeps the compiler
+    # from seeing that they make the same. (With one before the first pass, too, it writes more.)
     centred, masked = centred_and_masked(x, y_bar)
     bias_bar, product = channel_sums(masked, masked * centred)
     centred, masked = centred_and_masked(*lax.optimization_barrier((x, y_bar)))

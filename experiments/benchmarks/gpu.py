@@ -107,7 +107,7 @@ def compare_steps(
     run: Run, section: str, name: str, batch_size: int, mode: str, call_of: Callable, steps: int, floor: Callable
 ) -> dict:
     """A row: ours by `call_of(side)`, which takes `steps` a call, theirs one by one, in turn."""
-    dtype = "bfloat16"
+    dtype = "float32" if run.args.tiny else "bfloat16"
     ours = our_steps.Side(name, batch_size, dtype, side_px=64 if run.args.tiny and section == "resnet50" else 0)
     with run.torch() as other, tempfile.TemporaryDirectory() as folder:
         other.ask(do="make", dropout=0.0, mode=mode, **ours.write(Path(folder)))
@@ -115,15 +115,15 @@ def compare_steps(
         begin = time.perf_counter()
         call = call_of(ours)
         compile_s = time.perf_counter() - begin
-        warm = 2 if run.args.tiny else 20
+        warm = 1 if run.args.tiny else 20
         peer.time_calls(call, jax.block_until_ready, max(1, warm // steps))
         other.ask(do="time", what="step", calls=warm)
         times = peer.take_turns(
             lambda calls: peer.time_calls(call, jax.block_until_ready, calls),
             lambda calls: other.ask(do="time", what="step", calls=calls * steps)["seconds"] * steps,
             peer.Machine(other),
-            trials=2 if run.args.tiny else 5,
-            seconds=0.1 if run.args.tiny else 1.0,
+            trials=1 if run.args.tiny else 5,
+            seconds=0.01 if run.args.tiny else 1.0,
         )
         facts = other.ask(do="facts")
     least = floor(batch_size, run.ceilings()) * steps

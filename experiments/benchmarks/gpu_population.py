@@ -12,7 +12,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.our_steps import Side
 
 PLANS = ("turns", "map", "vmap")
-NUM_PICTURES = 10_000
+NUM_PICTURES = 10_000  # random ones
 
 
 def measure_population(num_members: int, batch_size: int, num_steps: int) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def measure_population(num_members: int, batch_size: int, num_steps: int) -> dic
 
     A call takes each member `num_steps` further by scan, on batches of its own out of one set of random pictures.
     """
-    sides = [Side("ResNet-20", batch_size, "bfloat16")]
-    parts, train_step = sides[0].parts, sides[0].train_step
+    side = Side("ResNet-20", batch_size, "bfloat16" if jax.default_backend() != "cpu" else "float32")
+    parts, train_step = side.parts, side.train_step
     pictures = programs.random_batch(programs.CIFAR10, NUM_PICTURES, seed=1)
     shared = jax.device_put({key: pictures[key] for key in ("image", "label")})
 
