@@ -202,18 +202,23 @@ def _in_rows(grads: PyTree) -> PyTree:
 def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:
     """For each group whether its gradient or its new parameters are not all finite; and the norm of the whole gradient.
 
-    On accelerators a group's leaves are laid out in a row first, so that a group is one reduction: a network has hundreds
-    of leaves, and a kernel for each takes longer than what it reads.
+    On accelerators all leaves are laid out in a row first, so that all is one reduction, of squares and of a bit a group: a
+    network has hundreds of leaves, and a kernel for each takes longer than what it reads.
     """
     if not is_tuned_accelerator():
         return {group: ~_all_finite((grad, params[group])) for group, grad in grads.items()}, optax.tree.norm(grads)
-    nonfinite, total = {}, 0.0
-    for group, grad in grads.items():
-        g, p = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (grad, params[group]))
-        operands = jnp.square(g), jnp.isfinite(g) & jnp.isfinite(p)
-        zeros = jnp.zeros((), g.dtype), jnp.array(True)
-        squares, is_finite = jax.lax.reduce(operands, zeros, lambda a, b: (a[0] + b[0], a[1] & b[1]), (0,))
-        nonfinite[group], total = ~is_finite, total + squares
+    squares, bits = [], []
+    for number, (group, grad) in enumerate(grads.items()):
+        word, bit = divmod(number, 32)
+        for g, p in zip(jax.tree.leaves(grad), jax.tree.leaves(params[group]), strict=True):
+            bad = jnp.where(jnp.isfinite(g) & jnp.isfinite(p), jnp.uint32(0), jnp.uint32(1 << bit)).ravel()
+            squares.append(jnp.square(g).ravel())
+            bits.append([bad if w == word else jnp.zeros_like(bad) for w in range(-(-len(grads) // 32))])
+    rows = jnp.concatenate(squares), *map(jnp.concatenate, zip(*bits, strict=True))
+    zeros = tuple(jnp.zeros((), row.dtype) for row in rows)
+    merge = lambda a, b: (a[0] + b[0], *map(jnp.bitwise_or, a[1:], b[1:]))  # noqa: E731
+    total, *words = jax.lax.reduce(rows, zeros, merge, (0,))
+    nonfinite = {group: (words[number // 32] >> number % 32) & 1 > 0 for number, group in enumerate(grads)}
     return nonfinite, jnp.sqrt(total)
 
 
