@@ -1,8 +1,8 @@
 """Normalisation: local response, batch, group, and of weights; folding batch normalisation into a convolution.
 
-Channels are the last axis. Statistics are computed in float32 at least, whatever the type of x, and variances in two
-passes, the mean first: E[x^2] - E[x]^2 (Flax's default) can come out near 0 or below where the mean is large, which a
-tiny epsilon then blows up.
+Channels are the last axis. Statistics are computed in float32 at least, whatever the type of x, and variances about the
+mean in two passes, or (batch normalisation on accelerators) in one about a value of the channel itself: E[x^2] - E[x]^2
+(Flax's default) can come out near 0 or below where the mean is large, which a tiny epsilon then blows up.
 
 Sources
   Local response: A. Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012,

@@ -36,6 +36,25 @@ def test_counts_by_hand():
     assert counts["by_kind"]["copy"] == {"kernels": 1, "megabytes": round(64 / 1e6, 3)}
 
 
+def test_of_an_operand_that_is_only_sliced_the_slices_count():
+    body = """\
+%sliced (param_0.1: bf16[8,100], param_1.1: f32[4]) -> f32[4] {
+  %param_0.1 = bf16[8,100]{1,0} parameter(0)
+  %wide.1 = f32[8,100]{1,0} convert(%param_0.1)
+  %slice.1 = f32[1,4]{1,0} slice(%wide.1), slice={[0:1], [0:4]}
+  %param_1.1 = f32[4]{0} parameter(1)
+  ROOT %add.1 = f32[4]{0} add(%slice.1, %param_1.1)
+}
+
+ENTRY %main (a: bf16[8,100], b: f32[4]) -> f32[4] {
+  %a = bf16[8,100]{1,0} parameter(0)
+  %b = f32[4]{0} parameter(1)
+  ROOT %fusion = f32[4]{0} fusion(%a, %b), kind=kLoop, calls=%sliced
+}
+"""
+    assert hlo.count("HloModule m\n\n" + body, images=1)["megabytes_an_image"] == (16 + 16 + 16) / 1e6
+
+
 def test_sizes_of_types():
     assert hlo.num_bytes("(bf16[2,3]{1,0}, f32[], pred[7]{0})") == 12 + 4 + 7
 
