@@ -60,14 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     git, budget = peer.git_commit(), json.loads(BUDGET.read_text())
     python = args.python or peer.environment(f"cuda-jax-{JAX}", REQUIREMENTS, interpreter())
     rows, versions = compile_programs(python, names)
-    excesses = []
-    for name in names:
-        row = rows[name]
-        print(
-            f"{name:22} {row['kernels']:5} kernels  {row['megabytes_an_image']:7.2f} MB an image"
-            f"  {row['temporary_gib']:6.2f} GiB temporary  compiled in {row['compile_s']:.0f} s"
-        )
-        excesses += over_budget(name, row, budget.get(name, {}))
+    excesses = [line for name in names for line in over_budget(name, rows[name], budget.get(name, {}))]
     for line in excesses:
         print(f"above the budget: {line}", file=sys.stderr)
     if set(names) == set(PROGRAMS) or args.out:
@@ -100,14 +93,25 @@ def interpreter() -> str:
 
 
 def compile_programs(python: str, names: Sequence[str]) -> tuple[dict[str, dict], dict[str, str]]:
-    """What each program would do, by its name; and the versions that say so."""
+    """What each program would do, by its name, told as soon as it is known; and the versions that say so."""
     wanted = [{"program": name, "fields": {}} | PROGRAMS[name] for name in names]
     script = Path(__file__).with_name("deviceless_compile.py")
-    done = subprocess.run([python, str(script), json.dumps(wanted)], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
+    rows, versions = {}, {}
+    with subprocess.Popen([python, str(script), json.dumps(wanted)], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            row = json.loads(line)
+            if "versions" in row:
+                versions = row["versions"]
+                continue
+            rows[row.pop("program")] = row
+            print(
+                f"{wanted[len(rows) - 1]['program']:22} {row['kernels']:5} kernels  {row['megabytes_an_image']:7.2f} MB"
+                f" an image  {row['temporary_gib']:6.2f} GiB temporary  compiled in {row['compile_s']:.0f} s",
+                flush=True,
+            )
+    if process.returncode:
         raise SystemExit(f"{python} could not compile for an H200; what it said stands above")
-    *lines, last = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    return {line.pop("program"): line for line in lines}, last["versions"]
+    return rows, versions
 
 
 def over_budget(name: str, row: dict, limits: dict[str, float]) -> list[str]:
