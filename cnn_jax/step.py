@@ -194,9 +194,8 @@ def _in_rows(grads: PyTree) -> PyTree:
     """
     if not is_tuned_accelerator():
         return grads
-    leaves, structure = jax.tree.flatten(grads)
-    rows = iter(jax.lax.optimization_barrier([leaf.ravel() for leaf in leaves if leaf.ndim > 1]))
-    return structure.unflatten([next(rows).reshape(leaf.shape) if leaf.ndim > 1 else leaf for leaf in leaves])
+    rows = jax.lax.optimization_barrier(jax.tree.map(jnp.ravel, grads))
+    return jax.tree.map(lambda row, grad: row.reshape(grad.shape), rows, grads)
 
 
 def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:
