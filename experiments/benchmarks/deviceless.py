@@ -7,7 +7,8 @@ activations, temporary memory, and parts of the state whose memory is not used a
 deviceless_budget.json; --lower brings the budget down to what was reached. The times that a GPU takes are not told by this.
 
 Without --python an environment with JAX for CUDA is made once under .cache/peers, of 5 GB; it needs Python 3.12 or later.
-A record goes to experiments/results/deviceless/h200.json. The whole takes some three minutes.
+A record goes to experiments/results/deviceless/h200.json; with --only its other programs stay. The whole takes some three
+minutes.
 """
 
 import argparse
@@ -63,23 +64,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     excesses = [line for name in names for line in over_budget(name, rows[name], budget.get(name, {}))]
     for line in excesses:
         print(f"above the budget: {line}", file=sys.stderr)
-    if set(names) == set(PROGRAMS) or args.out:
-        record = {
-            "benchmark": "deviceless",
-            "target": "NVIDIA H200",
-            "git": git,
-            "versions": versions,
-            "programs": rows,
-        }
-        out = args.out or RECORD
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"record: {out}")
+    out = args.out or RECORD
+    known = json.loads(out.read_text())["programs"] if out.exists() else {}
+    rows = {name: row | {"git": git, "versions": versions} for name, row in rows.items()}
+    record = {"benchmark": "deviceless", "target": "NVIDIA H200", "programs": in_order(known | rows)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"record: {out}")
     if args.lower and not excesses:
-        lowered = budget | {name: lower(rows[name], budget.get(name, {})) for name in names}
+        lowered = json.loads(BUDGET.read_text()) | {name: lower(rows[name], budget.get(name, {})) for name in names}
         BUDGET.write_text(json.dumps(lowered, indent=1) + "\n")
         print(f"lowered: {BUDGET.relative_to(peer.ROOT)}")
     return int(bool(excesses))
+
+
+def in_order(rows: dict[str, dict]) -> dict[str, dict]:
+    """The rows of the programs that there are, in their order."""
+    return {name: rows[name] for name in PROGRAMS if name in rows}
 
 
 def interpreter() -> str:
