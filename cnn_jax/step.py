@@ -37,6 +37,7 @@ from cnn_jax.tuning import is_tuned_accelerator
 PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
 RNG_STREAMS = ("augment", "dropout")
+MOST_LEAVES = 16
 FIRST_SCALE, LARGEST_SCALE, GROWTH_STEPS = 2.0**15, 2.0**24, 2000
 
 
@@ -201,23 +202,31 @@ def _in_rows(grads: PyTree) -> PyTree:
 def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:
     """For each group whether its gradient or its new parameters are not all finite; and the norm of the whole gradient.
 
-    On accelerators all leaves are laid out in a row first, so that all is one reduction, of squares and of a bit a group: a
-    network has hundreds of leaves, and a kernel for each takes longer than what it reads.
+    On accelerators leaves are laid out in rows first, MOST_LEAVES or so in each, so that a row is one reduction, of squares
+    and of a bit a group: a network has hundreds of leaves, and a kernel for each takes longer than what it reads. A longer
+    row takes in more than the compiler puts into one kernel.
     """
     if not is_tuned_accelerator():
         return {group: ~_all_finite((grad, params[group])) for group, grad in grads.items()}, optax.tree.norm(grads)
-    squares, bits = [], []
-    for number, (group, grad) in enumerate(grads.items()):
-        word, bit = divmod(number, 32)
-        for g, p in zip(jax.tree.leaves(grad), jax.tree.leaves(params[group]), strict=True):
-            bad = jnp.where(jnp.isfinite(g) & jnp.isfinite(p), jnp.uint32(0), jnp.uint32(1 << bit)).ravel()
-            squares.append(jnp.square(g).ravel())
-            bits.append([bad if w == word else jnp.zeros_like(bad) for w in range(-(-len(grads) // 32))])
-    rows = jnp.concatenate(squares), *map(jnp.concatenate, zip(*bits, strict=True))
-    zeros = tuple(jnp.zeros((), row.dtype) for row in rows)
-    merge = lambda a, b: (a[0] + b[0], *map(jnp.bitwise_or, a[1:], b[1:]))  # noqa: E731
-    total, *words = jax.lax.reduce(rows, zeros, merge, (0,))
-    nonfinite = {group: (words[number // 32] >> number % 32) & 1 > 0 for number, group in enumerate(grads)}
+    rows: list[list[str]] = [[]]
+    for group in grads:
+        together = len(jax.tree.leaves([grads[name] for name in (*rows[-1], group)]))
+        if rows[-1] and (together > MOST_LEAVES or len(rows[-1]) == 32):
+            rows.append([])
+        rows[-1].append(group)
+    nonfinite, total = {}, 0.0
+    for groups in rows:
+        squares, bits = [], []
+        for bit, group in enumerate(groups):
+            for g, p in zip(jax.tree.leaves(grads[group]), jax.tree.leaves(params[group]), strict=True):
+                squares.append(jnp.square(g).ravel())
+                is_good = jnp.isfinite(g) & jnp.isfinite(p)
+                bits.append(jnp.where(is_good, jnp.uint32(0), jnp.uint32(1 << bit)).ravel())
+        row = jnp.concatenate(squares), jnp.concatenate(bits)
+        zeros = jnp.zeros((), row[0].dtype), jnp.uint32(0)
+        squared, word = jax.lax.reduce(row, zeros, lambda a, b: (a[0] + b[0], a[1] | b[1]), (0,))
+        nonfinite |= {group: (word >> bit) & 1 > 0 for bit, group in enumerate(groups)}
+        total += squared
     return nonfinite, jnp.sqrt(total)
 
 
