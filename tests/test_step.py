@@ -382,8 +382,10 @@ def test_scaling_and_accumulation_go_together():
     assert float(metrics["loss_scale"]) == 2.0**8 and int(parts.loss_scale["good_steps"]) == 1
 
 
-def test_what_is_measured_of_a_step_is_the_same_on_accelerators(monkeypatch):
-    """Flags by group and the norm, by the form that accelerators take."""
+@pytest.mark.parametrize("most_leaves", [3, 16])
+def test_what_is_measured_of_a_step_is_the_same_on_accelerators(most_leaves, monkeypatch):
+    """Flags by group and the norm, by the form that accelerators take, in several rows and in one."""
+    monkeypatch.setattr(step_module, "MOST_LEAVES", most_leaves)
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape).astype(np.float32))  # noqa: E731
     grads = {name: {"kernel": draw(3, 4, 5), "bias": draw(5)} for name in ("a", "b", "c")}
@@ -395,6 +397,7 @@ def test_what_is_measured_of_a_step_is_the_same_on_accelerators(monkeypatch):
     there = jax.jit(step_module._measure)(grads, params)
     assert here[0] == {"a": False, "b": True, "c": True} == {name: bool(flag) for name, flag in there[0].items()}
     finite = {name: grads[name] for name in ("a", "c")}
-    assert float(step_module._measure(finite, params)[1]) == pytest.approx(float(optax.tree.norm(finite)), rel=1e-6)
+    norm = jax.jit(step_module._measure)(finite, {name: params[name] for name in finite})[1]
+    assert float(norm) == pytest.approx(float(optax.tree.norm(finite)), rel=1e-6)
     rows = jax.jit(step_module._in_rows)(finite)
     jax.tree.map(np.testing.assert_array_equal, rows, finite)
