@@ -33,7 +33,7 @@ def test_the_budget_is_no_wider_than_was_asked_for():
 
 def test_the_record_is_within_the_budget():
     record, budget = json.loads(deviceless.RECORD.read_text()), json.loads(deviceless.BUDGET.read_text())
-    assert record["programs"].keys() == budget.keys()
+    assert record["programs"] and record["programs"].keys() <= budget.keys()
     for name, row in record["programs"].items():
         assert not row["git"]["dirty"]
         assert deviceless.over_budget(name, row, budget[name]) == []
