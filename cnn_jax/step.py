@@ -1,6 +1,7 @@
 """The one training step, and the state that it carries from step to step.
 
-Imports jax, flax, optax, `optim` and what that imports only, so that a benchmark can run the real step on a bare machine.
+Imports jax, flax, optax, `tuning`, `optim` and what that imports only, so that a benchmark can run the real step on a bare
+machine.
 
 Gradient accumulation. With `accumulate_steps` A a step takes its batch of N in A parts of N / A, one after another, and
 updates once, by the mean of the parts' gradients: `step`, schedules, average and metrics count updates and batches of N
@@ -30,10 +31,13 @@ from flax import struct
 from jax import Array
 
 from cnn_jax.optim import init_averages
+from cnn_jax.tuning import compiler_options as compiler_options
+from cnn_jax.tuning import is_tuned_accelerator
 
 PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
 RNG_STREAMS = ("augment", "dropout")
+MOST_LEAVES = 16
 FIRST_SCALE, LARGEST_SCALE, GROWTH_STEPS = 2.0**15, 2.0**24, 2000
 
 
@@ -120,15 +124,16 @@ def make_train_step(
         (_, (loss, (model_state, metrics))), grads = value_and_grad(state.params, state.model_state, batch, rngs)
         if state.loss_scale is not None:
             grads = jax.tree.map(lambda grad: grad / state.loss_scale["scale"], grads)
+        grads = _in_rows(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         new_state = after_step(
             state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
         )
         # The new parameters are looked at too: a finite gradient times a huge rate would be saved as a good checkpoint.
-        nonfinite = {group: ~_all_finite((grad, params[group])) for group, grad in grads.items()}
+        nonfinite, grad_norm = _measure(grads, params)
         nonfinite["loss"] = ~jnp.isfinite(loss)
-        metrics = metrics | {"grad_norm": optax.tree.norm(grads)}
+        metrics = metrics | {"grad_norm": grad_norm}
         if state.loss_scale is not None:
             scale, overflowed = state.loss_scale["scale"], ~_all_finite(grads)
             left_out = overflowed & ~nonfinite["loss"] & (scale > 1)
@@ -182,6 +187,49 @@ def _accumulated(value_and_grad: Callable, num_parts: int) -> Callable:
     return accumulated
 
 
+def _in_rows(grads: PyTree) -> PyTree:
+    """The gradients, on accelerators in memory as the parameters are.
+
+    A convolution there gives its kernel's gradient in another order, which what follows would take over, to be turned back
+    after: a copy for each parameter and each momentum.
+    """
+    if not is_tuned_accelerator():
+        return grads
+    rows = jax.lax.optimization_barrier(jax.tree.map(jnp.ravel, grads))
+    return jax.tree.map(lambda row, grad: row.reshape(grad.shape), rows, grads)
+
+
+def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:
+    """For each group whether its gradient or its new parameters are not all finite; and the norm of the whole gradient.
+
+    On accelerators leaves are laid out in rows first, MOST_LEAVES or so in each, so that a row is one reduction, of squares
+    and of a bit a group: a network has hundreds of leaves, and a kernel for each takes longer than what it reads. A longer
+    row takes in more than the compiler puts into one kernel.
+    """
+    if not is_tuned_accelerator():
+        return {group: ~_all_finite((grad, params[group])) for group, grad in grads.items()}, optax.tree.norm(grads)
+    rows: list[list[str]] = [[]]
+    for group in grads:
+        together = len(jax.tree.leaves([grads[name] for name in (*rows[-1], group)]))
+        if rows[-1] and (together > MOST_LEAVES or len(rows[-1]) == 32):
+            rows.append([])
+        rows[-1].append(group)
+    nonfinite, total = {}, 0.0
+    for groups in rows:
+        squares, bits = [], []
+        for bit, group in enumerate(groups):
+            for g, p in zip(jax.tree.leaves(grads[group]), jax.tree.leaves(params[group]), strict=True):
+                squares.append(jnp.square(g).ravel())
+                is_good = jnp.isfinite(g) & jnp.isfinite(p)
+                bits.append(jnp.where(is_good, jnp.uint32(0), jnp.uint32(1 << bit)).ravel())
+        row = jnp.concatenate(squares), jnp.concatenate(bits)
+        zeros = jnp.zeros((), row[0].dtype), jnp.uint32(0)
+        squared, word = jax.lax.reduce(row, zeros, lambda a, b: (a[0] + b[0], a[1] | b[1]), (0,))
+        nonfinite |= {group: (word >> bit) & 1 > 0 for bit, group in enumerate(groups)}
+        total += squared
+    return nonfinite, jnp.sqrt(total)
+
+
 def _all_finite(tree: PyTree) -> Array:
     return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
 
@@ -193,20 +241,3 @@ def scan_steps(train_step: Callable) -> Callable:
         return jax.lax.scan(lambda state, batch: train_step(state, batch, root_key), state, batches)
 
     return many_steps
-
-
-@functools.cache
-def compiler_options() -> dict[str, str]:
-    """XLA options for the platform at hand.
-
-    On the CPU, jaxlib 0.10 sends convolutions of more than 16 channels to YNNPACK, which takes two to five times as long as
-    XLA's own; its dot products are good. An option that the installed version does not know is an error, so it is tried.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options).lower(0).compile()
-    except jax.errors.JaxRuntimeError:
-        return {}
-    return options

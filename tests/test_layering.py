@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A folder's level is its modules' level. What is not named here fails the test: a new module is given its place.
 LEVELS = {
     0: "layers data task fields schedules freeze averages muon plateau optim manifest checkpoint sharding records resolve "
-    "interruption processes naming backend phases",
+    "interruption processes naming backend phases tuning",
     1: "models",
     2: "classification sequence detection analysis",
     3: "step evaluate drivers assemble workdir recipe predict transfer features linear_probe weights visualize",
@@ -87,7 +87,8 @@ def test_nobody_imports_a_model_a_data_set_or_a_task_by_name():
 
 def test_step_runs_on_a_bare_machine():
     own = {
-        f"cnn_jax.{name}" for name in ("step", "optim", "schedules", "fields", "freeze", "averages", "muon", "plateau")
+        f"cnn_jax.{name}"
+        for name in ("step", "optim", "schedules", "fields", "freeze", "averages", "muon", "plateau", "tuning")
     }
     for name in set().union(*(imports_of(ROOT / f"{module.replace('.', '/')}.py") for module in own)):
         first = name.split(".")[0]

@@ -118,6 +118,94 @@ def test_operators(name):
     assert not record["git"]["dirty"] and not any(row["disturbed"] for row in record["rows"])
 
 
+RESULTS = ROOT / "experiments" / "results"
+
+
+def deviceless_table() -> str:
+    """What our training steps would do on an H200, by its compiler, and the budget that holds them."""
+    record = json.loads((RESULTS / "deviceless" / "h200.json").read_text())
+    budget = json.loads((ROOT / "experiments" / "benchmarks" / "deviceless_budget.json").read_text())
+    names = {"resnet50": "ResNet-50 v1.5", "airbench94": "airbench94", "resnet20": "CIFAR ResNet-20"}
+    lines = [
+        "| step, bfloat16 | batch | kernels | at most | MB a picture | at most | scratch memory |",
+        "|---" * 7 + "|",
+    ]
+    for name, row in record["programs"].items():
+        program, _, varied = name.partition(", ")
+        lines.append(
+            f"| {names[program]}{', pictures varied' if varied else ''} | {row['batch_size']:,} | {row['kernels']:,} "
+            f"| {budget[name]['kernels']:,} | {row['megabytes_an_image']:.2f} | {budget[name]['megabytes_an_image']:g} "
+            f"| {row['temporary_gib']:.2f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+def cpu_table() -> str:
+    """Whole steps and inference on the CPU, beside PyTorch."""
+    record = json.loads((RESULTS / "cpu" / "float32.json").read_text())
+    heads = ["", "batch", "step", "PyTorch", "ratio", "inference", "PyTorch", "ratio"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in record["rows"]:
+        cells = [row["network"], str(row["batch"])]
+        for what in ("step", "infer"):
+            side = row[what]
+            cells += [f"{side[which]['median_s'] * 1e3:.1f} ms" for which in ("ours", "theirs")]
+            cells.append(f"{side['ratio']:.2f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    means = [f"**{record['summary'][what]['geometric_mean']:.2f}**" for what in ("step", "infer")]
+    return "\n".join([*lines, f"| geometric mean | | | | {means[0]} | | | {means[1]} |"])
+
+
+def gpu_table() -> str:
+    """One accelerator beside PyTorch and its floors; what has not been measured says so."""
+    lines = ["| | here | PyTorch | floor | ratio |", "|---|---|---|---|---|"]
+    for section, what in (("resnet50", "ResNet-50, 224x224"), ("resnet20", "CIFAR ResNet-20, by scan")):
+        path = RESULTS / "gpu" / f"{section}.json"
+        rows = [row for row in json.loads(path.read_text())["rows"] if "ratio" in row] if path.exists() else []
+        for row in rows:
+            ms = [seconds / row["steps_a_call"] * 1e3 for seconds in (*_medians(row), row["floor_s"])]
+            cells = " | ".join(f"{value:.2f} ms" for value in ms)
+            lines.append(f"| {what}, batch {row['batch']} | {cells} | {row['ratio']:.2f} |")
+        if not rows:
+            lines.append(f"| {what} | not measured yet | | | |")
+    for kind in ("sgd", "muon"):
+        paths = sorted((RESULTS / "gpu").glob(f"airbench_{kind}_*.json"))
+        for record in [json.loads(path.read_text()) for path in paths]:
+            found = record["summary"]
+            sides = [f"{found[s]['median_s']:.2f} s, {found[s]['accuracy']:.2%}" for s in ("ours", "theirs")]
+            lines.append(
+                f"| airbench94, {kind}, {found['runs']} runs | {sides[0]} | {sides[1]} "
+                f"| {record['serial_floor_s']:.2f} s | {found['ratio']:.2f} |"
+            )
+        if not paths:
+            lines.append(f"| airbench94, {kind} | not measured yet | | | |")
+    path = RESULTS / "gpu" / "population.json"
+    if path.exists():
+        rate = json.loads(path.read_text())["rate"]
+        best = max(rate, key=rate.get)
+        lines.append(f"| eight ResNet-20 together | {rate[best]:.2f} times the rate, by {best} | | | |")
+    else:
+        lines.append("| eight ResNet-20 together | not measured yet | | | |")
+    return "\n".join(lines)
+
+
+def _medians(row: dict) -> list[float]:
+    return [row[side]["median_s"] for side in ("ours", "theirs")]
+
+
+SPEED = {"deviceless": deviceless_table, "gpu": gpu_table} | (
+    {"cpu float32": cpu_table} if (RESULTS / "cpu" / "float32.json").exists() else {}
+)
+
+
+@pytest.mark.parametrize("name", SPEED)
+def test_speed(name):
+    """Where the README has the table it is what the record says."""
+    expected = f"<!-- table: {name} -->\n{SPEED[name]()}\n"
+    readme = (ROOT / "README.md").read_text()
+    assert expected in readme or f"<!-- table: {name} -->" not in readme, f"README.md must hold\n{expected}"
+
+
 def input_table(record: dict) -> str:
     """The benchmark of input, set by set: pictures a second end to end, ours by threads, beside each peer's."""
     rows = [row for row in record["rows"] if row["stage"].startswith("end to end") and row["stage"].endswith("threads")]

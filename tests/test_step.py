@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from cnn_jax import sharding
+from cnn_jax import step as step_module
 from cnn_jax.step import compiler_options, init_state, make_train_step, scan_steps, step_rngs
 
 KEY = jax.random.key(7)
@@ -379,3 +380,24 @@ def test_scaling_and_accumulation_go_together():
     parts, metrics = make_train_step(in_float16, tx, accumulate_steps=2)(scaled(scale=2.0**8), batch, KEY)
     np.testing.assert_allclose(whole.params["a"]["kernel"], parts.params["a"]["kernel"], rtol=1e-3)
     assert float(metrics["loss_scale"]) == 2.0**8 and int(parts.loss_scale["good_steps"]) == 1
+
+
+@pytest.mark.parametrize("most_leaves", [3, 16])
+def test_what_is_measured_of_a_step_is_the_same_on_accelerators(most_leaves, monkeypatch):
+    """Flags by group and the norm, by the form that accelerators take, in several rows and in one."""
+    monkeypatch.setattr(step_module, "MOST_LEAVES", most_leaves)
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape).astype(np.float32))  # noqa: E731
+    grads = {name: {"kernel": draw(3, 4, 5), "bias": draw(5)} for name in ("a", "b", "c")}
+    params = jax.tree.map(lambda leaf: leaf + 1, grads)
+    grads["b"]["bias"] = grads["b"]["bias"].at[2].set(jnp.nan)
+    params["c"]["kernel"] = params["c"]["kernel"].at[1, 1, 1].set(jnp.inf)
+    here = step_module._measure(grads, params)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there = jax.jit(step_module._measure)(grads, params)
+    assert here[0] == {"a": False, "b": True, "c": True} == {name: bool(flag) for name, flag in there[0].items()}
+    finite = {name: grads[name] for name in ("a", "c")}
+    norm = jax.jit(step_module._measure)(finite, {name: params[name] for name in finite})[1]
+    assert float(norm) == pytest.approx(float(optax.tree.norm(finite)), rel=1e-6)
+    rows = jax.jit(step_module._in_rows)(finite)
+    jax.tree.map(np.testing.assert_array_equal, rows, finite)

@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cnn_jax.layers.conv_arithmetic import Pair
+from cnn_jax.tuning import is_tuned_cpu
 
 _SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 _WIDE = 8  # from so many outputs a row on the folded form pays
@@ -51,7 +52,7 @@ def correlate(
 ) -> Float[Array, "n *out o"]:
     """Cross-correlation with zeros as padding; the operands are checked by who calls."""
     is_plain = x.ndim == 4 and groups == 1 and set(dilation) == {1} and set(input_dilation or {1}) == {1}
-    if is_plain and x.dtype in (jnp.float32, jnp.float64) and jax.default_backend() == "cpu":
+    if is_plain and x.dtype in (jnp.float32, jnp.float64) and is_tuned_cpu():
         return _plain_2d(x, kernel, stride, padding)
     return _convolution(x, kernel, stride, padding, dilation, groups, input_dilation)
 

@@ -1,8 +1,8 @@
 """Normalisation: local response, batch, group, and of weights; folding batch normalisation into a convolution.
 
-Channels are the last axis. Statistics are computed in float32 at least, whatever the type of x, and variances in two
-passes, the mean first: E[x^2] - E[x]^2 (Flax's default) can come out near 0 or below where the mean is large, which a
-tiny epsilon then blows up.
+Channels are the last axis. Statistics are computed in float32 at least, whatever the type of x, and variances about the
+mean in two passes, or (batch normalisation on accelerators) in one about a value of the channel itself: E[x^2] - E[x]^2
+(Flax's default) can come out near 0 or below where the mean is large, which a tiny epsilon then blows up.
 
 Sources
   Local response: A. Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NeurIPS 2012,
@@ -27,8 +27,9 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-from cnn_jax.layers.channel_sum import channel_sum
+from cnn_jax.layers.channel_sum import channel_sum, channel_sums
 from cnn_jax.layers.checks import check_dtype, check_shape, floating_array, integer, number
+from cnn_jax.tuning import is_tuned, is_tuned_accelerator
 
 
 def local_response_norm(
@@ -87,6 +88,7 @@ class BatchNorm(nn.Module):
         its statistics are frozen. So one expression, passed to every BatchNorm of a model, picks those to freeze:
         r"conv1_bn|stage2/.*", or ".*" for all. Scale and bias still learn; `optim` decides about them.
       use_scale: without, scale is 1 and no parameter.
+      is_rectified: whether what is negative in the result becomes 0: ReLU, with less traffic on accelerators.
       dtype: of the result; None is x's.
 
     Raises:
@@ -99,6 +101,7 @@ class BatchNorm(nn.Module):
     unbiased: bool = False
     frozen: str = ""
     use_scale: bool = True
+    is_rectified: bool = False
     scale_init: Initializer = nn.initializers.ones
     dtype: DTypeLike | None = None
 
@@ -115,8 +118,9 @@ class BatchNorm(nn.Module):
         check_dtype(dtype)
         if not train or path_matches(self.frozen, self.path):
             y = apply_statistics(x, running_mean.value, running_var.value, scale, bias, epsilon=self.epsilon)
-            return y.astype(dtype)
-        y, mean, var = batch_norm(x, scale, bias, epsilon=self.epsilon)
+            return (nn.relu(y) if self.is_rectified else y).astype(dtype)
+        normalise = rectified_batch_norm if self.is_rectified else batch_norm
+        y, mean, var = normalise(x, scale, bias, epsilon=self.epsilon)
         if not self.is_initializing():
             if self.unbiased:
                 count = x.size // x.shape[-1]
@@ -179,6 +183,21 @@ def batch_norm(
         raise ValueError(f"x: shape {x.shape}, must have a value a channel or more, to have a mean")
     scale, bias = _checked_vectors(x.shape[-1:], "x's channels", scale=scale, bias=bias)
     return _batch_norm(x, scale.astype(x.dtype), bias.astype(x.dtype), epsilon)
+
+
+def rectified_batch_norm(
+    x: Shaped[ArrayLike, "*batch c"], scale: Float[ArrayLike, " c"], bias: Float[ArrayLike, " c"], *, epsilon: float
+) -> tuple[Float[Array, "*batch c"], Float[Array, " c"], Float[Array, " c"]]:
+    """`batch_norm`, what is negative in the result set to 0, without a gradient there. On accelerators of x's type."""
+    if not is_tuned_accelerator():
+        y, mean, var = batch_norm(x, scale, bias, epsilon=epsilon)
+        return nn.relu(y), mean, var
+    x = _checked("x", x, 2)
+    number("epsilon", epsilon, 0)
+    if not x.size:
+        raise ValueError(f"x: shape {x.shape}, must have a value a channel or more, to have a mean")
+    vectors = _checked_vectors(x.shape[-1:], "x's channels", scale=scale, bias=bias)
+    return _rectified_batch_norm(x, *(_widened(vector) for vector in vectors), epsilon)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -259,28 +278,85 @@ def _batch_norm(x, scale, bias, epsilon):
 
 
 def _batch_norm_forward(x, scale, bias, epsilon):
-    count = x.size // x.shape[-1]
-    mean = channel_sum(x) / count
+    mean, var = _statistics(x)
     centred = x - _per_channel(mean, x)
-    var = channel_sum(centred * centred) / count
     inverse = lax.rsqrt(var + epsilon)
     y = centred * _per_channel(inverse * scale, x) + _per_channel(bias, x)
     return (y, mean, var), (x, mean, inverse, scale)
 
 
+def _statistics(x: Float[Array, "*batch c"]) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    """Mean and biased variance of each channel. On accelerators x is read once, elsewhere twice: see `cnn_jax.tuning`."""
+    if not is_tuned():
+        return _in_two_passes(x)
+    return lax.platform_dependent(x, cpu=_in_two_passes, default=_in_one_pass)
+
+
+def _in_two_passes(x):
+    count = x.size // x.shape[-1]
+    mean = channel_sum(x) / count
+    centred = x - _per_channel(mean, x)
+    return mean, channel_sum(centred * centred) / count
+
+
+def _in_one_pass(x):
+    # About a value of the channel itself, not about 0: a mean that is large beside the deviation cancels beforehand.
+    shift = x[tuple(size // 2 if axis else 0 for axis, size in enumerate(x.shape[:-1]))]
+    shifted, count = x - _per_channel(shift, x), x.size // x.shape[-1]
+    first, second = (total / count for total in channel_sums(shifted, shifted * shifted))
+    return shift + first, jnp.maximum(second - first * first, 0)
+
+
 def _batch_norm_backward(epsilon, residuals, cotangents):
     x, mean, inverse, scale = residuals
     y_bar, mean_bar, var_bar = map(jnp.asarray, cotangents)
-    count = x.size // x.shape[-1]
     centred = x - _per_channel(mean, x)
-    bias_bar, product = channel_sum(y_bar), channel_sum(y_bar * centred)
-    by_centred = (2 * var_bar - scale * inverse**3 * product) / count
-    constant = (mean_bar - scale * inverse * bias_bar) / count
-    x_bar = y_bar * _per_channel(scale * inverse, x) + centred * _per_channel(by_centred, x) + _per_channel(constant, x)
+    bias_bar, product = channel_sums(y_bar, y_bar * centred)
+    x_bar = _input_gradient(centred, y_bar, inverse, scale, bias_bar, product, mean_bar, var_bar)
     return x_bar, inverse * product, bias_bar
 
 
+def _input_gradient(centred, y_bar, inverse, scale, bias_bar, product, mean_bar, var_bar):
+    count = centred.size // centred.shape[-1]
+    by_centred = (2 * var_bar - scale * inverse**3 * product) / count
+    constant = (mean_bar - scale * inverse * bias_bar) / count
+    factors = (_per_channel(vector, centred) for vector in (scale * inverse, by_centred, constant))
+    of_y_bar, of_centred, constant = factors
+    return y_bar * of_y_bar + centred * of_centred + constant
+
+
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _rectified_batch_norm(x, scale, bias, epsilon):
+    return _rectified_forward(x, scale, bias, epsilon)[0]
+
+
+def _rectified_forward(x, scale, bias, epsilon):
+    (y, mean, var), (_, _, inverse, _) = _batch_norm_forward(_widened(x), scale, bias, epsilon)
+    return (jnp.maximum(y, 0).astype(x.dtype), mean, var), (x, mean, inverse, scale, bias)
+
+
+def _rectified_backward(epsilon, residuals, cotangents):
+    x, mean, inverse, scale, bias = residuals
+    y_bar, mean_bar, var_bar = map(jnp.asarray, cotangents)
+
+    def centred_and_masked(x, y_bar):
+        centred = _widened(x) - _per_channel(mean, x)
+        y = centred * _per_channel(inverse * scale, x) + _per_channel(bias, x)
+        return centred, jnp.where(y > 0, _widened(y_bar), 0)
+
+    # Either pass masks the gradient itself, which so need not be written for both to read; the barrier keeps the compiler
+    # from seeing that they make the same. (With one before the first pass, too, it writes more.)
+    centred, masked = centred_and_masked(x, y_bar)
+    bias_bar, product = channel_sums(masked, masked * centred)
+    centred, masked = centred_and_masked(*lax.optimization_barrier((x, y_bar)))
+    x_bar = _input_gradient(centred, masked, inverse, scale, bias_bar, product, mean_bar, var_bar)
+    return x_bar.astype(x.dtype), inverse * product, bias_bar
+
+
+_rectified_batch_norm.defvjp(_rectified_forward, _rectified_backward)
 
 
 def _per_channel(vector: Float[Array, " c"], x: Float[Array, "*batch c"]) -> Float[Array, "..."]:

@@ -316,9 +316,10 @@ def _conv(module: nn.Module, x: Array, name: str, features: int, size: int, *, s
         dtype=module.dtype,
         name=name,
     )(x)
-    if module.use_bn:
-        x = BatchNorm(epsilon=module.epsilon, frozen=module.frozen_stats, name=f"{name}_bn")(x, train=train)
-    return nn.relu(x)
+    if not module.use_bn:
+        return nn.relu(x)
+    options = {"epsilon": module.epsilon, "frozen": module.frozen_stats, "is_rectified": True}
+    return BatchNorm(**options, name=f"{name}_bn")(x, train=train)
 
 
 def _torchvision(module: GoogLeNet) -> Naming:

@@ -158,23 +158,23 @@ class Block(nn.Module):
                 name=name,
             )(x)
 
-        def norm(name, x, starts_at_zero=False):
+        def norm(name, x, starts_at_zero=False, rectified=False):
             scale_init = nn.initializers.zeros if starts_at_zero else nn.initializers.ones
-            return BatchNorm(frozen=self.frozen_stats, scale_init=scale_init, name=name)(x, train=train)
+            options = {"frozen": self.frozen_stats, "is_rectified": rectified, "scale_init": scale_init}
+            return BatchNorm(**options, name=name)(x, train=train)
 
         plan = [(f, 1), (f, 3), (4 * f, 1)] if row.is_bottleneck else [(f, 3), (f, 3)]
         changes = self.stride > 1 or x.shape[-1] != plan[-1][0]
         y = x
         for i, (features, kernel_size) in enumerate(plan, start=1):
             if row.is_preactivated and not (self.is_first and i == 1):
-                y = nn.relu(norm(f"bn{i}", y))
+                y = norm(f"bn{i}", y, rectified=True)
                 x = y if changes and i == 1 else x
             has_stride = i == (row.stride_in if row.is_bottleneck else 1)
             y = conv(f"conv{i}", features, kernel_size, self.stride if has_stride else 1, y)
             if not row.is_preactivated:
                 is_last = i == len(plan)
-                y = norm(f"bn{i}", y, starts_at_zero=is_last and self.zero_init_residual)
-                y = y if is_last else nn.relu(y)
+                y = norm(f"bn{i}", y, starts_at_zero=is_last and self.zero_init_residual, rectified=not is_last)
         if row.shortcut == "B" and changes:
             x = conv("shortcut", y.shape[-1], 1, self.stride, x)
             x = x if row.is_preactivated else norm("shortcut_bn", x)
@@ -248,7 +248,7 @@ class ResNet(nn.Module):
         row, feats = self.row, {}
 
         def norm(name, x):
-            return BatchNorm(frozen=self.frozen_stats, name=name)(x, train=train)
+            return BatchNorm(frozen=self.frozen_stats, is_rectified=True, name=name)(x, train=train)
 
         kernel_size, stride = (3, 1) if row.is_cifar else (7, 2)
         x = Conv(
@@ -261,7 +261,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="conv1",
         )(x)
-        x = feats["conv1"] = nn.relu(norm("bn1", x))
+        x = feats["conv1"] = norm("bn1", x)
         if not row.is_cifar:
             x = feats["pool1"] = max_pool(x, 3, stride=2, padding=1)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
@@ -285,7 +285,7 @@ class ResNet(nn.Module):
                 )(x, train)
             feats[f"conv{stage}_x"] = x
         if row.is_preactivated:
-            x = feats["final_bn"] = nn.relu(norm("final_bn", x))
+            x = feats["final_bn"] = norm("final_bn", x)
         x = feats["pool5"] = global_average_pool(x)
         if self.num_classes is None:
             return None, feats

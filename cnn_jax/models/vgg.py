@@ -156,8 +156,8 @@ class VGG(nn.Module):
                 name=name,
             )(x)
             if self.use_bn:
-                x = BatchNorm(frozen=self.frozen_stats, name=f"{name}_bn")(x, train=train)
-            x = maps[name] = nn.relu(x)
+                x = BatchNorm(frozen=self.frozen_stats, is_rectified=True, name=f"{name}_bn")(x, train=train)
+            x = maps[name] = x if self.use_bn else nn.relu(x)
             if self.use_lrn and name == "conv1_1":
                 x = maps["norm1"] = local_response_norm(x, size=5, alpha=1e-4, beta=0.75, k=2.0)  # section 2.1
         x = maps[f"pool{i}"] = max_pool(x, 2)

@@ -10,8 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,16 +20,19 @@ TORCH = "2.13.0"
 
 def torch_python(given: str | None) -> str:
     """The interpreter of an environment that has PyTorch: `given`, or one made once under .cache/peers."""
-    if given:
-        return given
-    folder = ROOT / ".cache" / "peers" / f"torch-{TORCH}"
-    python = folder / "bin" / "python"
+    return given or environment(f"torch-{TORCH}", (f"torch=={TORCH}", "numpy"))
+
+
+def environment(name: str, requirements: Sequence[str], python: str = sys.executable) -> str:
+    """The interpreter of an environment that has `requirements`, made of `python` once under .cache/peers."""
+    folder = ROOT / ".cache" / "peers" / name
+    inside = folder / "bin" / "python"
     if not (folder / "made").exists():
-        print(f"making an environment for PyTorch {TORCH} in {folder.relative_to(ROOT)} (once)", flush=True)
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", f"torch=={TORCH}", "numpy"], check=True)
+        print(f"making an environment for {requirements[0]} in {folder.relative_to(ROOT)} (once)", flush=True)
+        subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([inside, "-m", "pip", "install", "-q", *requirements], check=True)
         (folder / "made").touch()
-    return str(python)
+    return str(inside)
 
 
 class Peer:

@@ -19,6 +19,7 @@ from cnn_jax.layers.norm import (
     fold_batch_norm,
     local_response_norm,
     path_matches,
+    rectified_batch_norm,
     weight_standardisation,
 )
 from tests.layers.random_cases import BATCHES, CASES_A_BATCH, jit
@@ -472,3 +473,56 @@ def fold(kernel, conv_bias=None, **vectors):
 
 def apply_to(x, **vectors):
     return apply_statistics(x, **dict.fromkeys(("mean", "var", "scale", "bias"), VECTOR) | vectors, epsilon=1e-5)
+
+
+def on_an_accelerator(monkeypatch, f, *args):
+    """f traced as for a GPU, and run here: platform_dependent forms take the accelerators' branch."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *operands, default, **others: default(*operands))
+    result = jax.jit(f)(*args)
+    monkeypatch.undo()
+    return result
+
+
+@pytest.mark.parametrize("is_rectified", [False, True])
+def test_forms_of_accelerators_mean_the_same(is_rectified, monkeypatch):
+    function = rectified_batch_norm if is_rectified else batch_norm
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, y_bar = (jnp.asarray(rng.standard_normal((4, 5, 6, 7))) for _ in range(2))
+        scale, bias, mean_bar, var_bar = (jnp.asarray(rng.standard_normal(7)) for _ in range(4))
+
+        def run(x, scale, bias, cotangents):
+            y, pull = jax.vjp(lambda *args: function(*args, epsilon=1e-3), x + 10, scale, bias)
+            return y, pull(cotangents)
+
+        args = x, scale, bias, (y_bar, mean_bar, var_bar)
+        ours, here = on_an_accelerator(monkeypatch, run, *args), jax.jit(run)(*args)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(here), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+    assert not is_rectified or np.min(np.asarray(here[0][0])) == 0
+
+
+def test_one_pass_bears_a_mean_that_is_large_beside_the_deviation(monkeypatch):
+    x = np.random.default_rng(1).standard_normal((8, 16, 16, 3)).astype(np.float32) + np.float32(1e4)
+    exact = x.astype(np.float64)
+    _, mean, var = on_an_accelerator(
+        monkeypatch, lambda x: batch_norm(x, jnp.ones(3), jnp.zeros(3), epsilon=1e-5), jnp.asarray(x)
+    )
+    np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-4)
+    constant = on_an_accelerator(
+        monkeypatch, lambda x: batch_norm(x, jnp.ones(3), jnp.zeros(3), epsilon=1e-5), jnp.full((4, 3), 0.1)
+    )
+    np.testing.assert_allclose(constant[0], 0, atol=1e-6)
+
+
+def test_a_rectified_batch_norm_is_one_and_a_relu():
+    x = jax.random.normal(jax.random.key(0), (6, 4))
+    for train in (True, False):
+        outputs = []
+        for is_rectified in (True, False):
+            module = BatchNorm(is_rectified=is_rectified)
+            variables = module.init(jax.random.key(0), x, train=False)
+            outputs.append(module.apply(variables, x, train=train, mutable=["batch_stats"])[0])
+        np.testing.assert_array_equal(outputs[0], nn.relu(outputs[1]))
