@@ -4,15 +4,19 @@
 """
 
 import functools
+import glob
 import importlib.util
 import math
 import os
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cnn_jax.resolve import first_line
+
+ROOT = Path(__file__).resolve().parent.parent  # whose .cache it is
 
 # What asks for it in JAX_PLATFORMS -> what it is, the extra that installs its build of JAX, a package of that extra.
 ACCELERATORS = {
@@ -48,6 +52,33 @@ def check_flags(flags: str) -> None:
     unknown = re.search(r"Unknown flags? in XLA_FLAGS: (.*)", words)
     told = f"does not know {unknown[1].strip()}" if unknown else f"cannot read {flags!r}"
     raise ValueError(f"XLA_FLAGS: jaxlib {version.__version__} {told}; take it out, or mend it")
+
+
+def configure_jax(starts: bool = True) -> None:
+    """Starts JAX. Its compilation cache persists, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise.
+
+    starts: False where this process may be one of several, which must find one another before `start()`.
+    Raises ValueError for an accelerator that is not there.
+    """
+    import jax
+
+    cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ROOT / ".cache" / "jax"))
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    show = warnings.showwarning
+
+    def mend(message: Warning | str, *rest: Any, **more: Any) -> None:
+        # A process that was killed while it wrote an entry leaves half of it, which jax would warn of ever after.
+        damaged = re.search(r"Error reading persistent compilation cache entry for '([^']+)'", str(message))
+        if not damaged:
+            show(message, *rest, **more)
+        for entry in cache.glob(f"{glob.escape(damaged[1])}-*") if damaged else ():
+            entry.unlink(missing_ok=True)
+
+    warnings.showwarning = mend
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if starts:
+        start()
 
 
 def start() -> None:

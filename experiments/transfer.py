@@ -212,7 +212,7 @@ def plot(file: Path = FIGURE) -> None:
 
 def main() -> int:
     """`python -m experiments.transfer TASK [--config.KEY=VALUE ...]`, or `plot`."""
-    from cnn_jax.main import configure_jax
+    from cnn_jax.backend import configure_jax
 
     os.chdir(ROOT)
     configure_jax()

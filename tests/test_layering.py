@@ -14,7 +14,7 @@ LEVELS = {
     2: "classification sequence detection analysis",
     3: "step evaluate drivers assemble workdir recipe predict transfer features linear_probe weights visualize",
     4: "recording plans train population report summary architectures architecture_plot architecture_docs",
-    5: "main interchange",
+    5: "main verbs interchange",
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names.split()}
 HOME_OF = {  # who alone may import it

@@ -500,7 +500,7 @@ def test_members_are_refused_in_one_line(capsys, tmp_path):
 
 
 def test_the_main_job_ends_with_its_page_and_does_not_fail_for_it(monkeypatch, capsys, tmp_path):
-    from cnn_jax import main as module
+    from cnn_jax import verbs as module
     from cnn_jax.report import write
 
     trained = []

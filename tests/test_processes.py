@@ -78,11 +78,11 @@ def test_a_process_by_itself_is_the_first_and_all():
 PROCESS = """
     import json, sys
     from pathlib import Path
-    from cnn_jax import main, sharding
+    from cnn_jax import backend, main, sharding
     from cnn_jax.processes import joined
     from cnn_jax.workdir import record_config
 
-    main.configure_jax(starts=False)
+    backend.configure_jax(starts=False)
     fed, put = [], sharding.put_batch
 
     def put_and_note(batch, mesh, axis=0):

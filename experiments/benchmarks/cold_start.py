@@ -163,7 +163,8 @@ def lenet() -> None:
 def resnet50(batch_size: int, dtype: str) -> None:
     """The train step of configs/resnet_imagenet.py, compiled from shapes."""
     stages = Stages()
-    from cnn_jax.main import configure_jax, load_config
+    from cnn_jax.backend import configure_jax
+    from cnn_jax.recipe import load_config
 
     config = load_config(
         "configs/resnet_imagenet.py", [f"--config.batch_size={batch_size}", f"--config.model.dtype={dtype}"]

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_jax.main import configure_jax
+from cnn_jax.backend import configure_jax
 from cnn_jax.recipe import load_config
 from cnn_jax.records import write_json
 from experiments.benchmarks import peer

@@ -40,7 +40,7 @@ class Task:
     """What a node does: a job, in this process. It is pickled by reference, so that a node runs the clone's code."""
 
     def __call__(self, job: dict[str, Any]) -> None:
-        from cnn_jax.main import configure_jax
+        from cnn_jax.backend import configure_jax
         from experiments.lab import worker
 
         configure_jax()

@@ -26,7 +26,7 @@ def main(log: Path) -> int:
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    from cnn_jax.main import configure_jax
+    from cnn_jax.backend import configure_jax
 
     configure_jax()
     import jax
