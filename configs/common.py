@@ -134,6 +134,7 @@ def pictures(name: str, dir: str = "", **changes) -> ConfigDict:
             eval_resize_px=256,
             eval_image_px=224,
             resample="bilinear",  # bilinear | bicubic
+            num_test=0,  # pictures of train held out as the test split, where the set has none of its own
             repeats=1,  # of each picture in a batch, each with draws of its own; an epoch shows so many times fewer
         )
         | changes

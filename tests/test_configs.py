@@ -33,7 +33,7 @@ COMMANDS = [  # the recipe with its argument, as each command has it
     for command in re.findall(rf"\./launch\.sh train (configs/{path.name}\S*) ", text)
 ]
 # Of the training pictures before validation is held out, and classes, where it is not ten of some.
-SETS = {"data.imagenet": (1_281_167, 1000), "data.tiny_imagenet": (20_000, 40), "data.cifar10": (50_000, 10)}
+SETS = {"data.imagenet": (1_281_167, 1000), "data.tiny_imagenet": (20_000, 40), "data.image_folder": (2_000, 10)}
 SLOW = ("resnet", "cnn3d", "airbench")  # whose step takes long to compile
 
 

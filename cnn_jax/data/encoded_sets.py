@@ -105,10 +105,11 @@ def _divide(path: Path, official: dict[str, str], num_validation: int, num_test:
     held = {"validation": num_validation, "test": num_test}
     held = {name: num for name, num in held.items() if name not in parts}
     num_train = len(labels["train"]) - sum(held.values())
+    other = "" if official.get("test") != "validation" else " (what it calls validation is the test split)"
     for name, num in held.items():
         if num < 1 or num_train < 1:
             raise ValueError(
-                f"config.data.num_{name}={num}: {path} has no {name} split of its own, so at least 1 of its "
+                f"config.data.num_{name}={num}: {path} has no {name} split of its own{other}, so at least 1 of its "
                 f"{len(labels['train'])} train pictures must be held out, and not all"
             )
     if held:
