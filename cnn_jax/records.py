@@ -69,7 +69,16 @@ def seal_warnings(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 # What whoever reads a record takes for granted, where it is there.
-TYPES = {"config": dict, "status": str, "step": int, "num_steps": int, "dataset": dict, "classes": list, "timing": dict}
+TYPES = {
+    "config": dict,
+    "status": str,
+    "step": int,
+    "num_steps": int,
+    "dataset": dict,
+    "classes": list,
+    "timing": dict,
+    "steps_per_epoch": int,
+}
 REQUIRED = ("config", "status", "step", "num_steps", "dataset")
 RESTORE = "restore it, or start anew in another --workdir"
 
@@ -110,7 +119,7 @@ def told_as_damage(workdir: Path, *errors: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, AttributeError, LookupError, *errors) as error:
+    except (TypeError, AttributeError, LookupError, ArithmeticError, *errors) as error:
         said = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         raise ValueError(f"{workdir}/run.json is damaged, or of other code than this ({said}); {RESTORE}") from error
 
