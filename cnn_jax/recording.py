@@ -130,6 +130,7 @@ class Recording:
     def fail(self, error: BaseException) -> None:
         """Tells in the record what stopped the run."""
         self.record |= {"status": _status_of(error), "error": first_line(error)}
+        self.record.pop("record_sha256", None)  # where it had been sealed: it is no record of a run that ended
         self.write()
 
 

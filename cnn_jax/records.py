@@ -4,6 +4,7 @@ run.json is enough for `evaluate` and `predict` to need nothing else. metrics.js
 `split`, and what was measured there; all that depends on the clock stands under `timing`.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,30 @@ def check_seal(path: Path, record: dict[str, Any]) -> None:
         )
 
 
+CHANGED = "run.json was changed after the run ended (its record_sha256 does not match)"
+
+
+def seal_warnings(record: dict[str, Any]) -> tuple[str, ...]:
+    """(CHANGED,) for a record that is not as it was sealed; () for one that is, or that bears no seal: its run goes on."""
+    is_broken = "record_sha256" in record and seal(record)["record_sha256"] != record["record_sha256"]
+    return (CHANGED,) if is_broken else ()
+
+
+# What whoever reads a record takes for granted, where it is there.
+TYPES = {
+    "config": dict,
+    "status": str,
+    "step": int,
+    "num_steps": int,
+    "dataset": dict,
+    "classes": list,
+    "timing": dict,
+    "steps_per_epoch": int,
+}
+REQUIRED = ("config", "status", "step", "num_steps", "dataset")
+RESTORE = "restore it, or start anew in another --workdir"
+
+
 def read_run(workdir: Path) -> dict[str, Any]:
     """A run's record. Raises FileNotFoundError or ValueError, saying what is amiss with the workdir."""
     path = workdir / "run.json"
@@ -64,14 +90,38 @@ def read_run(workdir: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{workdir} is no directory; name the workdir of a run")
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no run.json; name the workdir of a run")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; {RESTORE}")
     try:
         record = json.loads(path.read_text())
-        missing = [name for name in ("config", "status", "step", "num_steps", "dataset") if name not in record]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); restore it, or start anew in another --workdir") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__} and no object")
+        for name, kind in TYPES.items():
+            if name in record and type(record[name]) is not kind:  # a bool is no step
+                raise ValueError(f"{name} is a {type(record[name]).__name__}, not a {kind.__name__}")
+        if not all(isinstance(name, str) for name in record.get("classes", ())):
+            raise ValueError("classes are not all names")
+        if not isinstance(record.get("metrics") or {}, dict):
+            raise ValueError(f"metrics is a {type(record['metrics']).__name__}, not a dict")
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {RESTORE}") from None
+    missing = [name for name in REQUIRED if name not in record]
     if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}; restore it, or start anew in another --workdir")
+        raise ValueError(f"{path} lacks {', '.join(missing)}; {RESTORE}")
     return record
+
+
+@contextlib.contextmanager
+def told_as_damage(workdir: Path, *errors: type[Exception]) -> Iterator[None]:
+    """While a record that `read_run` took is made use of: what its insides raise becomes one line that names it.
+
+    errors: what else is its fault besides a part that is missing or of another type. Raises ValueError.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError, *errors) as error:
+        said = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise ValueError(f"{workdir}/run.json is damaged, or of other code than this ({said}); {RESTORE}") from error
 
 
 def provenance() -> dict[str, Any]:

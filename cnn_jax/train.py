@@ -50,8 +50,13 @@ def run(
             before = processes.on_first(take)
             if before and before["status"] == "finished" and before["step"] == parts.num_steps:
                 print(f"{workdir} has finished: {parts.num_steps} steps. --config.num_epochs trains it further.")
+                warnings = records.seal_warnings(before)
+                for warning in warnings:
+                    print(f"warning: {warning}")
                 if processes.is_first() and flat(before["config"]) != flat(config):  # the data may have moved
-                    records.write_json(workdir / "run.json", records.seal(before | {"config": to_plain(config)}))
+                    moved = before | {"config": to_plain(config)}
+                    # A seal that is broken stays so: what was changed by hand is not to be vouched for.
+                    records.write_json(workdir / "run.json", moved if warnings else records.seal(moved))
                 return before
             with Checkpoints(workdir / "checkpoints") as checkpoints:
                 training = _Training(parts, workdir, checkpoints, interruption, watch)

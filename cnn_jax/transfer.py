@@ -89,7 +89,7 @@ def load_base(workdir: Path, checkpoint: str) -> TrainedRun:
     except (ValueError, OSError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"config.init.from: {first_line(error)}") from error
-    except (AttributeError, KeyError, TypeError) as error:  # a field that its config lacks, or had another form then
+    except (AttributeError, KeyError, TypeError) as error:  # of the network's state; load_run names the rest
         raise ValueError(
             f"config.init.from: {workdir} is of an older config, which cannot be read any more ({first_line(error)}); "
             "train it anew"

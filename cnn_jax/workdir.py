@@ -55,7 +55,9 @@ def open_workdir(workdir: Path, parts: Parts) -> dict[str, Any] | None:
         raise ValueError(
             f"{workdir} holds imported weights; train from them, --config.init.from={workdir}, in another --workdir"
         )
-    old, new = flat(before["config"]), flat(parts.config)
+    with records.told_as_damage(workdir):
+        old, checksum = flat(before["config"]), before["dataset"]["checksum"]
+    new = flat(parts.config)
     differing = [
         f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -63,7 +65,7 @@ def open_workdir(workdir: Path, parts: Parts) -> dict[str, Any] | None:
     ]
     if differing:
         raise ValueError(f"{workdir} holds a run of another config ({'; '.join(differing)}); name another --workdir")
-    if before["dataset"]["checksum"] != parts.info.checksum:
+    if checksum != parts.info.checksum:
         raise ValueError(f"{workdir} was trained on other contents of {parts.info.name}; name another --workdir")
     return before
 
@@ -108,23 +110,27 @@ def load_run(
     imported weights nobody knows what they were trained on: any data set of their classes will do.
     """
     record = records.read_run(workdir)
-    config = record_config(record)
-    if data_dir is not None:
-        if "dir" not in config.data:
-            raise ValueError(f"{config.data.name} has no config.data.dir to set")
-        config.data.dir = data_dir
-    parts = assemble(config, record=None if read_data else record)
-    if "imported" in record:
-        parts = _with_imported(parts, record, workdir)
-    elif record["dataset"]["checksum"] != parts.info.checksum:
-        raise ValueError(f"the data set that {workdir} was trained on has other contents than config.data gives now")
+    with records.told_as_damage(workdir):
+        config = record_config(record)
+        if data_dir is not None:
+            if "dir" not in config.data:
+                raise ValueError(f"{config.data.name} has no config.data.dir to set")
+            config.data.dir = data_dir
+        parts = assemble(config, record=None if read_data else record)
+        if "imported" in record:
+            parts = _with_imported(parts, record, workdir)
+        elif record["dataset"]["checksum"] != parts.info.checksum:
+            raise ValueError(
+                f"the data set that {workdir} was trained on has other contents than config.data gives now"
+            )
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restore = checkpoints.restore_best if which == "best" else checkpoints.restore_newest
         restored = restore(parts.abstract_state)
     if restored is None:
         validated = " that was validated; take the newest" if which == "best" else ""
         raise FileNotFoundError(f"{workdir} has no checkpoint yet{validated}")
-    return TrainedRun(parts, record, restored.step, restored.state.eval_variables, restored.warnings)
+    warnings = (*records.seal_warnings(record), *restored.warnings)
+    return TrainedRun(parts, record, restored.step, restored.state.eval_variables, warnings)
 
 
 def _with_imported(parts: Parts, record: dict[str, Any], workdir: Path) -> Parts:

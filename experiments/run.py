@@ -36,7 +36,8 @@ trained network (`cnn_jax.workdir.load_run`) are at hand; of finished runs only.
 Records lie under runs/<experiment>/, in a folder a job (lab/jobs.py): a population where runs share a program, else a run
 (lab/packing.py says which go together). A run is known by its config: one that has ended is not done again, one that was
 cut off goes on from its newest checkpoint, wherever and whenever this process or its workers were killed. A run that
-failed is tried again at the next start, one that diverged is not. All starts of an experiment give a worker the same
+failed is tried again at the next start, one that diverged is not; where those that diverged leave too few to compare, the
+verdict is inconclusive, and says so. All starts of an experiment give a worker the same
 number of threads, on which the CPU's last bits hang. The summary goes to experiments/results/, and the page
 experiments/README.md is made anew (lab/summary.py).
 
@@ -61,7 +62,7 @@ from experiments.lab import local, search, slurm, summary
 from experiments.lab.plan import Plan, make_plan, render
 from experiments.lab.progress import MEMORY, Progress
 from experiments.lab.question import ROOT, Question, load
-from experiments.verdicts import Verdict
+from experiments.verdicts import TooFewRuns, Verdict, undecided
 
 RUNS = ROOT / "runs"
 # What a launcher is, lab/jobs.py says; how it is called, lab/local.py.
@@ -164,7 +165,11 @@ def _searched(
 
 
 def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str, Any]:
-    """Judges what has finished, and writes the summary. errors: what stopped runs, by key. Raises ValueError, OSError."""
+    """Judges what has finished, and writes the summary. errors: what stopped runs, by key. Raises ValueError, OSError.
+
+    Runs that diverged stay so: where they leave nothing to judge, that is the answer, and the summary says why. Runs that
+    failed are worth another try: where there are any, it is an error.
+    """
     question = plan.question
     failed = {run.label: _why(plan, run.key, errors) for run in question.runs if _status(plan, run.key) != "finished"}
     finished = len(question.runs) - len(failed)
@@ -173,13 +178,15 @@ def conclude(plan: Plan, errors: Mapping[str, str], minutes: float) -> dict[str,
             f"the disk of {plan.folder} is full; {finished} of {len(question.runs)} runs are kept; "
             f"make room, then: {question.command}"
         )
-    if not finished:
+    diverged = [run.label for run in question.runs if _status(plan, run.key) == "diverged"]
+    again = "; the same command tries again those that failed" if len(diverged) < len(failed) else ""
+    if not finished and again:
         label, why = next(iter(failed.items()))
-        raise ValueError(f"{question.shown_path}: all {len(failed)} runs failed; the first, {label}: {why}")
+        raise ValueError(f"{question.shown_path}: all {len(failed)} runs failed; the first, {label}: {why}{again}")
     for why in dict.fromkeys(failed.values()):
         first, *others = (label for label, told in failed.items() if told == why)
         print(f"no result: {first}{f' and {len(others)} more' if others else ''}: {why}")
-    verdict = _judged(question, results_of(plan))
+    verdict = _judged(question, results_of(plan), [] if again else diverged, again)
     made = summary.make_summary(plan, verdict, failed, minutes)
     path = summary.write_summary(made)
     print(summary.render(made))
@@ -198,12 +205,17 @@ def results_of(plan: Plan) -> dict[str, dict[int, dict[str, Any]]]:
     return results
 
 
-def _judged(question: Question, results: dict[str, dict[int, dict[str, Any]]]) -> Verdict:
+def _judged(
+    question: Question, results: dict[str, dict[int, dict[str, Any]]], diverged: list[str], again: str
+) -> Verdict:
+    """judge()'s verdict. diverged: the runs without which it may be unable to give one. again: of others, for an error."""
     try:
         verdict = question.judge(results)
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        error_line = f"{question.shown_path}: judge() raises {kind}{first_line(error)}; the runs are kept"
+        if diverged and isinstance(error, TooFewRuns | LookupError):
+            return undecided(f"judge() could not decide: {kind}{first_line(error)}; diverged: {'; '.join(diverged)}")
+        error_line = f"{question.shown_path}: judge() raises {kind}{first_line(error)}; the runs are kept{again}"
         raise ValueError(error_line) from error
     if not isinstance(verdict, Verdict):
         raise ValueError(

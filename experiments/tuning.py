@@ -60,7 +60,7 @@ def tuned(
     whose run at the chosen rate is missing are told.
 
     Raises:
-      ValueError: no runs of that arm, or none that finished at any rate.
+      ValueError: no runs of that arm. verdicts.TooFewRuns: no rate at which all tuning runs finished.
     """
     rates = sorted(float(group.rpartition(SEPARATOR)[2]) for group in results if group.rpartition(SEPARATOR)[0] == arm)
     groups = {lr: results[f"{arm}{SEPARATOR}{lr:g}"] for lr in rates}
@@ -70,7 +70,9 @@ def tuned(
         if all(seed in group for seed in tuning_seeds)
     }
     if not scores:
-        raise ValueError(f"{arm}: no rate of {rates} at which all tuning runs finished")
+        raise (verdicts.TooFewRuns if rates else ValueError)(
+            f"{arm}: no rate of {rates} at which all tuning runs finished"
+        )
     lr = max(scores, key=scores.get)
     fresh = {seed for group in groups.values() for seed in group} - set(tuning_seeds)
     records = {seed: record for seed, record in groups[lr].items() if seed in fresh}

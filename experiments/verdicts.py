@@ -41,6 +41,10 @@ RESAMPLING_SEED = 1979
 BANDWIDTH = 0.5
 
 
+class TooFewRuns(ValueError):
+    """A group without a finished run, or too few pairs: with more runs that finish it could be said."""
+
+
 def t_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Student's interval of the mean. Raises ValueError for fewer than two differences, or one that is not finite."""
     d = _checked(differences)
@@ -121,16 +125,16 @@ def paired(
 ) -> dict[int, float]:
     """measure(run of a) - measure(run of b) by seed, of the seeds that both groups have. results: runs by group and seed.
 
-    Raises ValueError, naming the groups, for a group that is not there or has no run, and for no seed in common.
+    Raises ValueError, naming the groups, for a group that is not there; TooFewRuns for one without a run, and for no seed
+    in common.
     """
     for group in (a, b):
         if not results.get(group):
-            raise ValueError(
-                f"no finished run of group {group!r}; there are: {', '.join(g for g in results if results[g])}"
-            )
+            kind = TooFewRuns if group in results else ValueError
+            raise kind(f"no finished run of group {group!r}; there are: {', '.join(g for g in results if results[g])}")
     seeds = sorted(results[a].keys() & results[b].keys())
     if not seeds:
-        raise ValueError(f"groups {a!r} and {b!r} have no seed in common: nothing pairs them")
+        raise TooFewRuns(f"groups {a!r} and {b!r} have no seed in common: nothing pairs them")
     return {seed: float(measure(results[a][seed])) - float(measure(results[b][seed])) for seed in seeds}
 
 
@@ -207,7 +211,7 @@ def compare(
     try:
         d = _checked(list(differences.values()))
     except ValueError as error:
-        raise ValueError(f"{name}, {metric}: {error}") from None
+        raise type(error)(f"{name}, {metric}: {error}") from None
     n, effect, sd = len(d), float(d.mean()), float(d.std(ddof=1))
     if sd <= 1e-12 * abs(effect):
         sd = 0.0  # what rounding leaves of equal differences
@@ -251,14 +255,15 @@ class Check:
 class Verdict:
     """What an experiment says. effect, interval, n and detectable_effect are the first comparison's.
 
-    comparisons: those that decide, each with `decision` and `p_holm`; secondary: those that only stand beside them.
+    comparisons: those that decide, each with `decision` and `p_holm`; secondary: those that only stand beside them. Without
+    any, of `undecided`, the numbers are None, and n is 0.
     """
 
     verdict: str  # supported | refuted | inconclusive
-    effect: float
-    interval: tuple[float, float]
+    effect: float | None
+    interval: tuple[float, float] | None
     n: int
-    detectable_effect: float
+    detectable_effect: float | None
     needed_n: int | None
     comparisons: list[dict[str, Any]]
     secondary: list[dict[str, Any]] = field(default_factory=list)
@@ -301,10 +306,20 @@ def conclude(
     )
 
 
+def undecided(note: str) -> Verdict:
+    """Inconclusive, where the runs that finished allow no comparison at all. note: why."""
+    return Verdict("inconclusive", None, None, 0, None, None, [], notes=[note])
+
+
 def verdict_of(decisions: Sequence[str], checks: Sequence[bool]) -> str:
-    """Supported if all comparisons are and all checks hold; refuted if one is, or does not; else inconclusive."""
+    """Supported if all comparisons are and all checks hold; refuted if one is, or does not; else inconclusive.
+
+    Nothing at all decides nothing.
+    """
     words = [*decisions, *("supported" if holds else "refuted" for holds in checks)]
-    return next((word for word in ("refuted", "inconclusive") if word in words), "supported")
+    return next(
+        (word for word in ("refuted", "inconclusive") if word in words), "supported" if words else "inconclusive"
+    )
 
 
 def decide(family: Sequence[Comparison], alpha: float = 1 - CONFIDENCE) -> list[tuple[str, float]]:
@@ -329,7 +344,7 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
 def _checked(differences: Sequence[float]) -> np.ndarray:
     d = np.asarray(differences, np.float64)
     if d.ndim != 1 or len(d) < 2:
-        raise ValueError(f"{len(d) if d.ndim else 1} pair of runs; a spread needs at least two seeds in both groups")
+        raise TooFewRuns(f"{len(d) if d.ndim else 1} pair of runs; a spread needs at least two seeds in both groups")
     if not np.isfinite(d).all():
         raise ValueError(f"differences {d.tolist()} must be finite")
     return d

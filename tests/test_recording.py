@@ -10,7 +10,7 @@ import pytest
 
 from cnn_jax.assemble import assemble
 from cnn_jax.recording import Diverged, Recording, boundaries, data_position, log_pieces
-from cnn_jax.records import MetricsLog
+from cnn_jax.records import MetricsLog, seal_warnings
 
 
 class Scores:
@@ -62,6 +62,10 @@ def test_windows_scores_and_standing_pass_through_meta(parts, tmp_path):
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["status"] == "finished" and record["metrics"]["accuracy"] == 0.9 and record["best"]["step"] == 4
     assert record["timing"] == {"steps_per_s": 2.0, "examples_per_s": 32.0}
+    assert "record_sha256" in record and seal_warnings(record) == ()
+    again.fail(KeyboardInterrupt())  # as it ends: the record tells another thing than was sealed
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["status"] == "interrupted" and "record_sha256" not in record
 
 
 def test_what_is_not_finite_is_told(parts, tmp_path):

@@ -133,6 +133,41 @@ def test_read_run_refuses_a_damaged_record(tmp_path, damage):
         read_run(tmp_path)
 
 
+RECORD = {"config": {}, "status": "finished", "step": 5, "num_steps": 5, "dataset": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("step", "5", "step is a str, not a int"),
+        ("step", True, "step is a bool"),
+        ("status", None, "status is a NoneType"),
+        ("config", [], "config is a list"),
+        ("metrics", 0.5, "metrics is a float, not a dict"),
+        ("classes", {}, "classes is a dict"),
+        ("classes", ["a", 1], "classes are not all names"),
+    ],
+)
+def test_read_run_refuses_a_part_of_another_type(tmp_path, name, value, says):
+    write_json(tmp_path / "run.json", RECORD)
+    assert read_run(tmp_path) == RECORD
+    write_json(tmp_path / "run.json", RECORD | {name: value})
+    with pytest.raises(ValueError, match=rf"run\.json is damaged \({says}.*restore it"):
+        read_run(tmp_path)
+
+
+def test_read_run_refuses_a_directory(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(ValueError, match=r"run\.json is no file; restore it"):
+        read_run(tmp_path)
+
+
+def test_a_broken_seal_is_warned_of_and_none_is_not():
+    sealed = records.seal(RECORD)
+    assert records.seal_warnings(RECORD) == records.seal_warnings(sealed) == ()
+    assert records.seal_warnings(sealed | {"step": 4}) == (records.CHANGED,)
+
+
 # -------------------------------------------------------------------------------------------------- provenance
 
 

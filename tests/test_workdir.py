@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from cnn_jax import records
 from cnn_jax.assemble import assemble
 from cnn_jax.train import run
 from cnn_jax.workdir import flat, load_run, locked, new_record, open_workdir, record_config
@@ -57,6 +58,33 @@ def test_other_data_under_the_same_config_are_refused(trained, tiny_config):
         run(tiny_config, trained)
     with pytest.raises(ValueError, match="has other contents"):
         load_run(trained)
+
+
+def test_a_record_changed_by_hand_is_warned_of_and_not_sealed_anew(trained, tiny_config, capsys):
+    path = trained / "run.json"
+    sealed = json.loads(path.read_text())
+    assert load_run(trained).warnings == ()
+    tiny_config.log.every_steps = 3  # which may change: the record is written anew
+    run(tiny_config, trained)
+    assert json.loads(path.read_text())["config"]["log"]["every_steps"] == 3
+    assert load_run(trained).warnings == ()
+    sealed["metrics"]["accuracy"] = 0.987
+    path.write_text(json.dumps(sealed))
+    capsys.readouterr()
+    run(tiny_config, trained)
+    assert f"warning: {records.CHANGED}" in capsys.readouterr().out
+    assert load_run(trained, read_data=False).warnings == (records.CHANGED,)
+
+
+@pytest.mark.parametrize("name", ["optim", "data", "model"])
+def test_a_record_without_a_part_of_its_config_is_damaged(trained, name):
+    path = trained / "run.json"
+    record = json.loads(path.read_text())
+    del record["config"][name]
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"run\.json is damaged, or of other code than this .*restore it") as caught:
+        load_run(trained)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_lock_falls_with_its_holder(tmp_path):

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnn_jax.records import seal_warnings
 from cnn_jax.report.charts import effects, scores
 from cnn_jax.report.metrics import group_curves, read_metrics
 from cnn_jax.report.page import Chart, Folded, Link, Page, Section, Table, Text
 
+CHANGED = "the summary was changed after it was written (its record_sha256 does not match)"
 TONES = {"supported": "good", "refuted": "bad"}
 CURVES = ("loss", "accuracy")
 STATEMENTS = ("source", "expectation", "margin", "refuted_if", "cost")
@@ -61,6 +63,7 @@ def experiment_page(summary: Mapping[str, Any], folder: Path) -> Page:
         status=summary["verdict"],
         tone=TONES.get(summary["verdict"], "plain"),
         lead=summary.get("claim", ""),
+        warnings=[CHANGED] if seal_warnings(dict(summary)) else [],
         facts=_facts(summary),
         sections=sections,
     )

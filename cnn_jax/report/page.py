@@ -92,12 +92,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """facts: the few (name, value, remark) that a reader wants first. tone: good, bad or plain, of the status."""
+    """facts: the few (name, value, remark) that a reader wants first. tone: good, bad or plain, of the status.
+
+    warnings: of what makes all of the page doubtful; they stand above it.
+    """
 
     title: str
     status: str
     tone: str = "plain"
     lead: str = ""
+    warnings: Sequence[str] = ()
     facts: Sequence[tuple[str, str, str]] = field(default=())
     sections: Sequence[Section] = field(default=())
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cnn_jax.records import read_run
+from cnn_jax.records import read_run, seal_warnings, told_as_damage
 from cnn_jax.report.charts import COLOURS
 from cnn_jax.report.metrics import group_curves, read_metrics
 from cnn_jax.report.page import Link, Page, Section, Table, Text
@@ -17,7 +17,12 @@ CURVES = ("loss", "accuracy")
 
 def population_page(workdir: Path) -> Page:
     """The page of the members in `workdir`. Raises ValueError where a record is damaged."""
-    members = {path.parent.name: read_run(path.parent) for path in sorted(workdir.glob("*/run.json"))}
+    members, cells, titles = {}, {}, {}
+    for path in sorted(workdir.glob("*/run.json")):
+        name = path.parent.name
+        members[name] = record = read_run(path.parent)
+        with told_as_damage(path.parent, ValueError):
+            cells[name], titles[name] = _cells(record), _title(record)
     configs = {name: flat(record["config"]) for name, record in members.items()}
     fields = [
         field
@@ -31,25 +36,29 @@ def population_page(workdir: Path) -> Page:
             (name if len(members) <= len(COLOURS) else "members", name, lines, record.get("steps_per_epoch", 1))
         )
         amiss += [Text(f"{name}: {line}", is_warning=True) for line in told]
-    first = next(iter(members.values()))
     finished = [record for record in members.values() if record["status"] == "finished"]
     rows = [
-        [Link(name, f"{name}/run.json"), *(str(configs[name].get(field, "")) for field in fields), *_cells(record)]
-        for name, record in members.items()
+        [Link(name, f"{name}/run.json"), *(str(configs[name].get(field, "")) for field in fields), *cells[name]]
+        for name in members
     ]
     columns = ("member", *fields, "status", "test accuracy", "95% interval", "test loss")
     numeric = frozenset(range(1, 1 + len(fields))) | {len(fields) + 2, len(fields) + 3, len(fields) + 4}
-    model = f"{first['config']['model']['name'].removeprefix('models.')}:{first['config']['model']['variant']}"
     return Page(
-        title=f"{len(members)} members of {model} on {first['dataset']['name']}",
+        title=f"{len(members)} members of {next(iter(titles.values()))}",
         status=f"{len(finished)} of {len(members)} finished",
         tone="good" if len(finished) == len(members) else "plain",
+        warnings=[f"{name}: {line}" for name, record in members.items() for line in seal_warnings(record)],
         facts=_facts(finished),
         sections=[
             Section("Curves", [*amiss, *group_curves(runs, CURVES)]),
             Section("Members", [Table(columns, rows, numeric)]),
         ],
     )
+
+
+def _title(record: Mapping[str, Any]) -> str:
+    model = record["config"]["model"]
+    return f"{model['name'].removeprefix('models.')}:{model['variant']} on {record['dataset']['name']}"
 
 
 def _cells(record: Mapping[str, Any]) -> list[str]:
@@ -61,7 +70,8 @@ def _cells(record: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(finished: list[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    scores = [record["metrics"]["accuracy"] for record in finished if "accuracy" in record["metrics"]]
+    told = [record.get("metrics") or {} for record in finished]
+    scores = [metrics["accuracy"] for metrics in told if "accuracy" in metrics]
     if not scores:
         return []
     spread = f"standard deviation {statistics.stdev(scores):.2%}" if len(scores) > 1 else ""

@@ -9,7 +9,7 @@ from cnn_jax.analysis.table import COLUMNS, describe, rows_of
 from cnn_jax.assemble import build_model
 from cnn_jax.classification import largest_confusions
 from cnn_jax.recipe import base_fields
-from cnn_jax.records import read_run
+from cnn_jax.records import CHANGED, read_run, seal_warnings, told_as_damage
 from cnn_jax.report.charts import confusion
 from cnn_jax.report.hardest import MOST_PICTURES, hardest
 from cnn_jax.report.metrics import read_metrics, run_curves
@@ -28,6 +28,11 @@ def run_page(workdir: Path) -> Page:
     Raises FileNotFoundError or ValueError where there is no run, or its record is damaged.
     """
     record = read_run(workdir)
+    with told_as_damage(workdir, ValueError):
+        return _page_of(record, workdir)
+
+
+def _page_of(record: dict[str, Any], workdir: Path) -> Page:
     lines, amiss = read_metrics(workdir)
     config, description = record["config"], _description(record)
     curves = run_curves(lines, record.get("steps_per_epoch", 1))
@@ -48,6 +53,7 @@ def run_page(workdir: Path) -> Page:
         status=status_of(record),
         tone=TONES.get(record["status"], "plain"),
         lead=record.get("error", ""),
+        warnings=seal_warnings(record),
         facts=_facts(record),
         sections=sections,
     )
@@ -89,6 +95,8 @@ def _scores(record: Mapping[str, Any]) -> list[Section]:
     blocks: list[Any] = [Table(("measured", "value"), numbers, frozenset({1}))]
     matrix, classes = metrics.get("confusion"), record["classes"]
     if matrix:
+        if len(matrix) != len(classes):
+            raise ValueError(f"{len(classes)} classes, and confusions of {len(matrix)}")
         if len(classes) <= MOST_CHARTED_CLASSES:
             title = "Confusions: how often each label (row) was taken for each class (column)"
             blocks.append(Chart(confusion(matrix, classes), title, "narrow"))
@@ -111,7 +119,8 @@ def _pictures(workdir: Path, macs: int | None) -> list[Text | Pictures]:
         f"Of {part} test pictures the checkpoint of step {found.step:,} mistakes {found.wrong:,}. "
         f"Here are those of the highest loss, {min(MOST_PICTURES, found.seen)} of them; mistakes are framed."
     )
-    warnings = [Text(warning, is_warning=True) for warning in found.warnings]
+    # That of the whole record stands above the page.
+    warnings = [Text(warning, is_warning=True) for warning in found.warnings if warning != CHANGED]
     return [*warnings, Text(told), Pictures(found.pictures)]
 
 
@@ -161,11 +170,11 @@ def _provenance(record: Mapping[str, Any]) -> list[Text | Table]:
     rows = [
         ["commit", f"{git['commit']}{', with changes that were not committed' * git['dirty']}" if git else "unknown"],
         ["seed", str(record.get("seed", ""))],
-        ["parameters, sha256", record.get("params_sha256", "none yet")],
+        ["parameters, sha256", str(record.get("params_sha256", "none yet"))],
         ["data set", f"{dataset['name']}: {splits}"],
-        ["data set, sha256", dataset.get("checksum", "")],
+        ["data set, sha256", str(dataset.get("checksum", ""))],
         ["device", ", ".join(f"{name} {value}" for name, value in device.items())],
-        *([name, version] for name, version in record.get("versions", {}).items()),
+        *([name, str(version)] for name, version in record.get("versions", {}).items()),
         *([name, _number(value)] for name, value in record.get("timing", {}).items()),
     ]
     return [Table(("", ""), rows)]

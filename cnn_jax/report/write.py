@@ -1,5 +1,6 @@
 """`write_report(directory)`: looks what the directory holds, and writes its page there."""
 
+import sys
 from pathlib import Path
 
 from cnn_jax.recipe import ROOT
@@ -20,6 +21,9 @@ def write_report(directory: Path, summaries: Path = SUMMARIES) -> Path:
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory} is no directory; name that of a run, a population or an experiment")
+    path = directory / NAME
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory, and the page is to be written there; move it away")
     if (directory / "run.json").exists():
         page = run_page(directory)
     elif (directory / "experiment.json").exists():
@@ -30,6 +34,7 @@ def write_report(directory: Path, summaries: Path = SUMMARIES) -> Path:
         raise FileNotFoundError(
             f"{directory} holds no run.json, nor does a directory in it; name that of a run, a population or an experiment"
         )
-    path = directory / NAME
+    for warning in page.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     save(render(page), path)
     return path

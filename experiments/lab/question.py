@@ -1,5 +1,6 @@
 """An experiment's file, read: what it asks, and which runs that takes. See experiments/run.py for the contract."""
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -168,11 +169,20 @@ def _find(name: str) -> Path:
         known = [
             f"experiments/{p.name}"
             for p in sorted((ROOT / "experiments").glob("*.py"))
-            if "def judge(" in p.read_text()
+            if {"runs", "judge"} <= _functions_of(p)
         ]
         there = f"; there are: {', '.join(known)}" if known else ""
         raise FileNotFoundError(f"no experiment {name}{nearest(name, known)}{there}")
     return found[0].resolve()
+
+
+def _functions_of(path: Path) -> set[str]:
+    """The names of a file's own functions; none of it is run. None of a file that is no Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return set()
+    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
 
 def _execute(path: Path) -> Any:
@@ -231,12 +241,18 @@ def planned(path: Path, number: int, run: Any, default_config: str | None, data_
     recipe = run.get("config", default_config)
     if not recipe:
         raise ValueError(f"{where}: no recipe; set CONFIG = 'configs/x.py' or config= of the run")
-    arg = run.get("arg")
+    if not isinstance(recipe, str):
+        raise ValueError(f"{where}: the recipe is {recipe!r}; it must be text, such as 'configs/x.py'")
+    arg, overrides = run.get("arg"), run.get("overrides", {})
+    if not isinstance(overrides, dict) or not all(isinstance(name, str) for name in overrides):
+        raise ValueError(f"{where}: overrides={overrides!r} must be a dict by field, such as {{'optim.lr': 0.1}}")
+    if overrides.keys() & {"seed", "config.seed"}:
+        raise ValueError(f"{where}: overrides must not set the seed; seed= of the run does")
     try:
         config = load_config(f"{recipe}:{arg}" if arg else recipe, [])
         # What a run tells besides its record takes a second to import, which is long for a run of three.
         config.log.use_tensorboard = False
-        set_fields(config, {**run.get("overrides", {}), "seed": seed})
+        set_fields(config, {**overrides, "seed": seed})
         for data in (config.data, config.data.get("of", {})):
             if data_dir is not None and "dir" in data:
                 data.dir = str(Path(data_dir).absolute())

@@ -166,9 +166,10 @@ def render_page(summaries: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for summary in summaries:
-        low, high = summary["interval"]
-        first = summary["comparisons"][0]
-        effect = f"{first['name']}, {first['metric']}: {summary['effect']:.3g} [{low:.3g}, {high:.3g}]"
+        effect = "none: its runs allow no comparison"
+        if summary["comparisons"]:
+            (low, high), first = summary["interval"], summary["comparisons"][0]
+            effect = f"{first['name']}, {first['metric']}: {summary['effect']:.3g} [{low:.3g}, {high:.3g}]"
         cells = [
             f"[{summary['title']}]({_link(summary['file'])})",
             summary["claim"],

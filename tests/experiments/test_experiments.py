@@ -7,7 +7,11 @@ import pytest
 from cnn_jax.recipe import ROOT
 from experiments.lab.question import load
 
-FILES = [path for path in sorted((ROOT / "experiments").glob("**/*.py")) if "\ndef judge(" in path.read_text()]
+FILES = [
+    path
+    for path in sorted((ROOT / "experiments").glob("**/*.py"))
+    if all(f"\ndef {name}(" in path.read_text() for name in ("runs", "judge"))
+]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

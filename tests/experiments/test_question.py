@@ -3,7 +3,7 @@
 import pytest
 
 from cnn_jax.recipe import UsageError
-from experiments.lab.question import load
+from experiments.lab.question import ROOT, load
 
 DOCSTRING = """Does it?
 
@@ -78,6 +78,10 @@ def test_an_argument_is_the_files_own(tmp_path):
         (BODY.replace('"optim.lr": 1', '"optim.lr": "1"'), r"run 0 .*optim.lr='1' must be of type float"),
         (BODY.replace("seed=seed", "seed=3"), "runs 0 and 2 are both of group 'a', seed 3"),
         (BODY.replace("xo.py", "ox.py"), r"run 0 .*no config configs/ox.py"),
+        (BODY.replace('"configs/xo.py"', "7"), r"run 0 \(group a, seed 0\): the recipe is 7; it must be text"),
+        (BODY.replace('{"optim.lr": 1, "model.overrides.x": 3}', "[1]"), r"run 0 .*overrides=\[1\] must be a dict"),
+        (BODY.replace('"optim.lr": 1', "3: 1"), r"run 0 .*overrides=\{3: 1, .* must be a dict"),
+        (BODY.replace('"optim.lr": 1', '"seed": 5'), r"run 0 .*overrides must not set the seed; seed= of the run"),
     ],
 )
 def test_a_file_that_is_none(tmp_path, body, says):
@@ -96,3 +100,14 @@ def test_a_docstring_that_lacks_parts(tmp_path):
 def test_a_file_that_is_not_there():
     with pytest.raises(FileNotFoundError, match="no experiment experiments/nothing"):
         load("experiments/nothing.py")
+
+
+def test_what_is_no_experiment_is_not_named_as_one():
+    with pytest.raises(FileNotFoundError) as caught:
+        load("residual_dept")
+    told = str(caught.value)
+    assert "(did you mean 'experiments/residual_depth.py'?)" in told
+    named = {name.strip() for name in told.partition("there are: ")[2].split(",")}
+    folder = ROOT / "experiments"
+    files = {f"experiments/{path.name}" for path in folder.glob("*.py")}
+    assert named == files - {f"experiments/{name}.py" for name in ("run", "verdicts", "measures", "tuning")}

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jax.main import main
+from cnn_jax.report.experiment import experiment_page
+from cnn_jax.report.page import render
 from experiments import run
 from experiments.lab import summary
 from tests.experiments.asking import BODY, DOCSTRING, launch_here, write
@@ -98,6 +100,46 @@ def test_goes_on_past_a_run_that_diverges(place, done, capsys):
     assert "no result: wild, seed 1: diverged at step" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("rates", "measure", "says"),
+    [
+        ('("wild", 1e20), ("slow", 0.001)', "", "no finished run of group 'wild'; there are: slow"),
+        ('("wild", 1e20), ("slow", 0.001)', 'results["wild"][0]', "KeyError: 0"),
+        ('("wild", 1e20), ("slow", 1e21)', "", "no finished run of group 'slow'"),
+    ],
+)
+def test_runs_that_diverged_leave_an_answer(place, done, capsys, rates, measure, says):
+    shutil.copytree(done, place / "runs")
+    body = BODY.replace('("fast", 0.05), ("slow", 0.001)', rates).replace('"slow", "fast"', '"slow", "wild"')
+    body = body.replace("    d = paired", f"    {measure}\n    d = paired")
+    assert main(["experiment", str(write(place, body))]) == 0
+    out = capsys.readouterr().out
+    assert "INCONCLUSIVE" in out and f"note: judge() could not decide: {says}" in out
+    told = json.loads((place / "results" / "ask.json").read_text())
+    assert (told["verdict"], told["effect"], told["n"], told["comparisons"]) == ("inconclusive", None, 0, [])
+    assert told["failed"].keys() >= {"wild, seed 0", "wild, seed 1"}
+    assert "diverged: wild, seed 0; " in told["notes"][0] and "wild, seed 1" in told["notes"][0]
+    assert "| **inconclusive** | none: its runs allow no comparison | 0 |" in (place / "README.md").read_text()
+    assert "could not decide" in render(experiment_page(told, place / "runs" / "ask"))
+
+
+def test_a_run_that_failed_beside_one_that_diverged_is_to_be_tried_again(place, done, capsys, monkeypatch):
+    shutil.copytree(done, place / "runs")
+    body = BODY.replace('("fast", 0.05)', '("wild", 1e20), ("bad", 0.01)').replace('"slow", "fast"', '"slow", "bad"')
+    body = body.replace("**SHORT}", '**SHORT, "batch_size": 20 if group == "bad" else 16}')
+    do = sys.modules["tests.experiments.asking"].do
+
+    def fail(job):
+        if job.config["batch_size"] == 20:
+            raise RuntimeError("out of memory")
+        return do(job)
+
+    monkeypatch.setattr("tests.experiments.asking.do", fail)
+    err = fails(capsys, write(place, body))
+    assert "no finished run of group 'bad'" in err and "; the same command tries again those that failed" in err
+    assert not (place / "results").exists()
+
+
 @pytest.mark.full
 def test_goes_on_past_a_run_that_fails_and_tries_it_again(place, monkeypatch):
     monkeypatch.setattr("experiments.lab.packing.START_S", 0.0)  # a job for each seed
@@ -159,7 +201,8 @@ def test_runs_that_all_fail_and_a_disk_that_fills(place, capsys, monkeypatch):
 
     file = write(place)
     fail("no such thing")
-    assert "all 4 runs failed; the first, fast, seed 0: no such thing" in fails(capsys, file)
+    err = fails(capsys, file)
+    assert "all 4 runs failed; the first, fast, seed 0: no such thing; the same command tries again" in err
     fail("step 5 could not be saved: No space left on device")
     err = fails(capsys, file)
     assert f"the disk of {place}/runs/ask is full; 0 of 4 runs are kept; make room, then: ./launch.sh experiment" in err

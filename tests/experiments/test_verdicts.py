@@ -6,6 +6,7 @@ from scipy import stats
 
 from experiments.verdicts import (
     Check,
+    TooFewRuns,
     bootstrap_interval,
     compare,
     conclude,
@@ -17,6 +18,8 @@ from experiments.verdicts import (
     paired,
     power_of,
     t_interval,
+    undecided,
+    verdict_of,
 )
 
 
@@ -189,3 +192,16 @@ def test_groups_are_paired_by_seed():
     ):
         with pytest.raises(ValueError, match=says):
             paired(results, a, b, lambda run: run)
+
+
+def test_too_few_runs_are_told_from_a_group_that_nobody_asked_for():
+    results = {"a": {0: 1.0}, "b": {}, "c": {1: 2.0}}
+    for group in ("b", "c"):
+        with pytest.raises(TooFewRuns):
+            paired(results, "a", group, float)
+    with pytest.raises(TooFewRuns, match="a - b, loss: 1 pair of runs"):
+        compare({0: 1.0}, name="a - b", metric="loss")
+    with pytest.raises(ValueError, match="no finished run of group 'd'") as caught:
+        paired(results, "a", "d", float)
+    assert not isinstance(caught.value, TooFewRuns)
+    assert undecided("why").verdict == verdict_of([], []) == "inconclusive"

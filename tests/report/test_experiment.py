@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from cnn_jax.report.experiment import experiment_page, read_summary
+from cnn_jax.records import seal
+from cnn_jax.report.experiment import CHANGED, experiment_page, read_summary
 from cnn_jax.report.page import render
 from experiments.verdicts import Check, ErrorComponents, compare, conclude
 from tests.report.conftest import Read, outside
@@ -74,6 +75,13 @@ def test_question_verdict_and_numbers_are_there(asked):
         assert part in read.text
     assert "stood before the first run yes" in read.text and "No result: b, seed 1: diverged at step 4" in read.text
     assert outside(html) == [] and render(experiment_page(summary, folder)) == html
+
+
+def test_a_summary_changed_by_hand_says_so(asked):
+    summary, folder = asked
+    sealed = seal(json.loads(json.dumps(summary)))
+    assert experiment_page(sealed, folder).warnings == []
+    assert experiment_page(sealed | {"verdict": "supported"}, folder).warnings == [CHANGED]
 
 
 def test_every_pair_is_drawn(asked):

@@ -159,4 +159,4 @@ def test_a_network_that_is_no_more_leaves_the_rest(workdir):
 def test_a_record_of_an_older_base(workdir, without_pictures):
     edit(workdir, lambda record: record["config"].pop("freeze"))
     text = Read(render(run_page(workdir))).text
-    assert "does not have: freeze.is_annealed, freeze.patterns." in text
+    assert "does not have: freeze.batch_stats, freeze.is_annealed, freeze.patterns." in text

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from cnn_jax.main import main
+from cnn_jax.records import CHANGED, seal
 from cnn_jax.report.write import write_report
 
 
@@ -46,5 +47,44 @@ def test_a_place_that_cannot_be_written_is_told(workdir, capsys):
     (workdir / "report.html").mkdir()
     assert main(["report", str(workdir)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "report.html" in error and error.count("\n") == 1
+    assert (
+        error == f"error: {workdir / 'report.html'} is a directory, and the page is to be written there; move it away\n"
+    )
     assert not list(workdir.glob("*.partial"))
+
+
+def test_a_record_changed_by_hand_is_told_on_the_page_and_the_terminal(workdir, capsys):
+    path = workdir / "run.json"
+    record = json.loads(path.read_text())
+    record["metrics"]["accuracy"] = 0.987
+    for written, is_told in ((record, True), (seal(record), False)):
+        path.write_text(json.dumps(written))
+        assert main(["report", str(workdir)]) == 0
+        assert (capsys.readouterr().err == f"warning: {CHANGED}\n") == is_told
+        assert (workdir / "report.html").read_text().count(f'<p class="warning">{CHANGED}</p>') == is_told
+
+
+DAMAGES = {
+    "accuracy": lambda record: record["metrics"].update(accuracy=None),
+    "text": lambda record: record["metrics"].update(accuracy="high"),
+    "metrics": lambda record: record.update(metrics=0.9),
+    "classes": lambda record: record.update(classes=["a", "b", "c"]),
+    "step": lambda record: record.update(step="10"),
+    "model": lambda record: record["config"].pop("model"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_record_is_one_line(workdir, population, tmp_path, capsys, damage):
+    folder = shutil.copytree(population, tmp_path / "population")
+    member = folder / "seed1"
+    for directory, path in ((workdir, workdir), (folder, member)):
+        record = json.loads((path / "run.json").read_text())
+        DAMAGES[damage](record)
+        (path / "run.json").write_text(json.dumps(record))
+        if (directory, damage) == (folder, "classes"):  # which the page of a population has not
+            continue
+        assert main(["report", str(directory)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {path}/run.json is damaged") and error.count("\n") == 1, error
+        assert not (directory / "report.html").exists()
