@@ -1,12 +1,13 @@
 """`import-weights` and `export` as a user meets them."""
 
 import json
+from argparse import ArgumentTypeError
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax.interchange import _names, _numbers
+from cnn_jax.interchange import _check_export_file, _names, _numbers
 from cnn_jax.main import main
 from cnn_jax.weights.mapping import to_state_dict
 from tests.weights.untrained import network_run
@@ -87,7 +88,7 @@ def test_import_tells_a_mistake_in_a_line(capsys, file, tmp_path, monkeypatch, a
         (("DIR",), 2, "--format"),
         (("DIR", "--format=pickle"), 2, "invalid choice: 'pickle'"),
         (("DIR", "--format=stablehlo", "--naming=timm"), 2, "--naming goes with --format=safetensors"),
-        (("DIR", "--format=stablehlo", "--file=none/a"), 1, "--file=none/a cannot be written"),
+        (("DIR/nope", "--format=stablehlo"), 1, "nope is no directory; name the workdir of a run"),
         (("DIR", "--format=stablehlo"), 1, "holds no run.json"),
     ],
 )
@@ -95,6 +96,50 @@ def test_export_tells_a_mistake_in_a_line(capsys, tmp_path, arguments, code, say
     found, told = call(capsys, "export", *(argument.replace("DIR", str(tmp_path)) for argument in arguments))
     assert (found, says in told) == (code, True), told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "says"),
+    [
+        ("safetensors", "run.json", "would write run.json, the run's own; take another, as model.safetensors"),
+        ("safetensors", "sub/../metrics.jsonl", "would write metrics.jsonl, the run's own"),
+        ("onnx", "checkpoints/5/a.onnx", "would write checkpoints/5/a.onnx, the run's own"),
+        ("stablehlo", "run", "would write run.json, the run's own"),
+        ("safetensors", "notes.txt", "notes.txt exists, and is no .safetensors; name a file that ends in .safetensors"),
+        ("stablehlo", "package", "package.json exists"),
+        ("stablehlo", "none/a", "none/a cannot be written"),
+    ],
+)
+def test_an_export_writes_over_nothing_but_an_export(capsys, tmp_path, form, file, says):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "sub").mkdir()
+    run = {"config": {}, "status": "done", "step": 5, "num_steps": 5, "dataset": {}}
+    for name in ("run.json", "notes.txt", "package.json"):
+        (tmp_path / name).write_text(json.dumps(run))
+    before = sorted(tmp_path.rglob("*"))
+    code, told = call(capsys, "export", tmp_path, f"--format={form}", f"--file={tmp_path / file}")
+    assert (code, says in told) == (1, True), told
+    assert sorted(tmp_path.rglob("*")) == before and json.loads((tmp_path / "run.json").read_text()) == run
+
+
+def test_an_export_is_written_again(tmp_path):
+    for name in ("a.onnx", "a.stablehlo", "a.stablehlo.json"):
+        (tmp_path / name).write_text("of before")
+    _check_export_file(tmp_path / "a.onnx", tmp_path, "onnx")
+    _check_export_file(tmp_path / "a.stablehlo", tmp_path, "stablehlo")
+    _check_export_file(tmp_path / "new", tmp_path, "safetensors")
+
+
+@pytest.mark.parametrize("text", ["/nofile.txt", "nofile.txt", "some/names", "."])
+def test_names_from_no_file_are_told(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentTypeError, match="there is no file"):
+        _names(text)
+
+
+def test_names_are_not_given_twice():
+    with pytest.raises(ArgumentTypeError, match="names the class 'a' twice"):
+        _names("a,b,a")
 
 
 def test_names_and_numbers_of_the_command_line(tmp_path):
