@@ -52,7 +52,7 @@ def add_import_weights(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     """`import-weights MODEL[:VARIANT] FILE --workdir=DIR`."""
-    from cnn_jax.weights.importing import Said, import_config
+    from cnn_jax.weights.importing import Said, import_config, known_num_classes
     from cnn_jax.weights.importing import import_weights as run
     from cnn_jax.weights.state_dict import read_state_dict
 
@@ -61,12 +61,15 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     state = read_state_dict(args.file, args.key, args.prefix)
     config = import_config(model, variant, state, recipe, args.size_px)
     override_fields(config, overrides, "the config of imported weights")
-    said = Said(args.naming, args.num_classes, args.classes, args.mean, args.std)
+    is_named = bool(args.config) or any(override.startswith("--config.data.name=") for override in overrides)
+    said = Said(args.naming, args.num_classes, args.classes, args.mean, args.std, is_named)
     record, lines = run(config, state, args.file, args.workdir, said)
     shown = shlex.quote(str(args.workdir))
     print("\n".join(lines))
     print(f"{record['num_params']:,} parameters lie in {shown}. Next:\n  ./launch.sh predict {shown} PICTURE...")
-    print(f"  ./launch.sh evaluate {shown} --data_dir=DIR, where {config.data.name.removeprefix('data.')} was prepared")
+    if known_num_classes(config.data) in (None, len(record["classes"])):
+        data = config.data.name.removeprefix("data.")
+        print(f"  ./launch.sh evaluate {shown} --data_dir=DIR, where {data} was prepared")
     return 0
 
 

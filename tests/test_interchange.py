@@ -36,9 +36,10 @@ def call(capsys, *arguments):
 def test_imported_shown_a_picture_exported_and_imported_again(capsys, file, tmp_path):
     run, names = tmp_path / "run", tmp_path / "names.txt"
     names.write_text("ant\nbee\n\ncow\ndog\nelk\n")
-    arguments = ("--std=0.5,0.4,0.3", f"--classes={names}", "--config=configs/resnet_cifar10.py:20")
+    arguments = ("--std=0.5,0.4,0.3", f"--classes={names}")
     code, told = call(capsys, "import-weights", "resnet:cifar8", file, f"--workdir={run}", *arguments)
     assert code == 0 and "5 classes: ant, bee, cow, ..." in told and f"./launch.sh predict {run} PICTURE..." in told
+    assert "./launch.sh evaluate" not in told  # CIFAR-10 has ten
     picture = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(picture)
     code, before = call(capsys, "predict", run, picture)
@@ -69,9 +70,13 @@ def test_imported_shown_a_picture_exported_and_imported_again(capsys, file, tmp_
         (("resnet:cifar8", "FILE", "--workdir=w", "--config.data.dirr=x"), 2, "no field config.data.dirr"),
         (("resnet:cifar8", "FILE", "--workdir=w", "--confg=x"), 2, "unknown argument '--confg=x'"),
         (("resnet:cifar8", "FILE", "--workdir=w", "--config=configs/none.py"), 1, "no config configs/none.py"),
+        (("resnet:cifar8", "FILE", "--workdir=w"), 1, "5 classes apart, cifar10 has 10"),
+        (("resnet:cifar8", "FILE", "--workdir=w", "--classes=no.txt"), 2, "there is no file no.txt"),
+        (("resnet:cifar8", "FILE", "--workdir=w", "--num_classes=5", "--config.data.name=data.cifar100"), 1, "has 100"),
+        (("resnet:cifar8", "FILE", "--workdir=w", "--num_classes=5", "--mean=123,117,104"), 1, "of pixels / 255"),
         (("resnet:cifar20", "FILE", "--workdir=w"), 1, "its names are those of cifar8"),
         (("resnet:50", "FILE", "--workdir=w"), 1, "take a -v1.5"),
-        (("resnet:cifar8", "FILE", "--workdir=FILE"), 1, "is a file, or lies under one"),
+        (("resnet:cifar8", "FILE", "--num_classes=5", "--workdir=FILE"), 1, "is a file, or lies under one"),
     ],
 )
 def test_import_tells_a_mistake_in_a_line(capsys, file, tmp_path, monkeypatch, arguments, code, says):
