@@ -10,6 +10,10 @@ from pathlib import Path
 
 from cnn_jax.recipe import UsageError, load_config, override_fields
 
+# What a run's directory holds, which an export may not write over.
+OF_A_RUN = (
+    "run.json", "metrics.jsonl", "report.html", "experiment.json", "checkpoints", "tensorboard", "profile", ".lock",
+)  # fmt: skip
 IMPORT = """
 FILE is of torch.save (.pth, .pt, .th; read without PyTorch, nothing of it is run), .safetensors, or .npz of plain arrays.
 MODEL is alexnet:torchvision, vgg, googlenet:torchvision, resnet:18 to 152-v1.5, resnet:cifar20 and the like, or, of a file
@@ -48,7 +52,7 @@ def add_import_weights(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     """`import-weights MODEL[:VARIANT] FILE --workdir=DIR`."""
-    from cnn_jax.weights.importing import Said, import_config
+    from cnn_jax.weights.importing import Said, import_config, known_num_classes
     from cnn_jax.weights.importing import import_weights as run
     from cnn_jax.weights.state_dict import read_state_dict
 
@@ -57,12 +61,15 @@ def import_weights(args: argparse.Namespace, overrides: list[str]) -> int:
     state = read_state_dict(args.file, args.key, args.prefix)
     config = import_config(model, variant, state, recipe, args.size_px)
     override_fields(config, overrides, "the config of imported weights")
-    said = Said(args.naming, args.num_classes, args.classes, args.mean, args.std)
+    is_named = bool(args.config) or any(override.startswith("--config.data.name=") for override in overrides)
+    said = Said(args.naming, args.num_classes, args.classes, args.mean, args.std, is_named)
     record, lines = run(config, state, args.file, args.workdir, said)
     shown = shlex.quote(str(args.workdir))
     print("\n".join(lines))
     print(f"{record['num_params']:,} parameters lie in {shown}. Next:\n  ./launch.sh predict {shown} PICTURE...")
-    print(f"  ./launch.sh evaluate {shown} --data_dir=DIR, where {config.data.name.removeprefix('data.')} was prepared")
+    if known_num_classes(config.data) in (None, len(record["classes"])):
+        data = config.data.name.removeprefix("data.")
+        print(f"  ./launch.sh evaluate {shown} --data_dir=DIR, where {data} was prepared")
     return 0
 
 
@@ -80,12 +87,13 @@ def export(args: argparse.Namespace, rest: list[str]) -> int:
     """`export DIR --format=FORMAT`."""
     if args.naming and args.format != "safetensors":
         raise UsageError(f"--naming goes with --format=safetensors, not with {args.format}")
-    file = args.file or args.workdir / f"model.{args.format}"
-    if not file.name or not file.absolute().parent.is_dir() or file.is_dir():
-        raise ValueError(f"--file={file} cannot be written: its directory is missing, or it is one itself")
+    from cnn_jax.records import read_run
     from cnn_jax.weights import exporting
     from cnn_jax.workdir import load_run
 
+    read_run(args.workdir)  # a directory that is no run is told before the file in it
+    file = args.file or args.workdir / f"model.{args.format}"
+    _check_export_file(file, args.workdir, args.format)
     run = load_run(args.workdir, args.checkpoint, read_data=False)
     for warning in run.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -96,6 +104,26 @@ def export(args: argparse.Namespace, rest: list[str]) -> int:
     }[args.format](run, file)
     print(f"{os.path.relpath(file)}: {written}")
     return 0
+
+
+def _check_export_file(file: Path, workdir: Path, kind: str) -> None:
+    """Raises ValueError where the export would write over a thing that is no export, or cannot be written."""
+    parent, suffix = file.absolute().parent.resolve(), f".{kind}"
+    if not file.name or not parent.is_dir() or file.is_dir():
+        raise ValueError(f"--file={file} cannot be written: its directory is missing, or it is one itself")
+    written = [parent / file.name]
+    if kind == "stablehlo":
+        written.append(parent / f"{file.name}.json")  # what is to be known of it, beside it
+    for path in written:
+        inside = path.relative_to(workdir.resolve()).parts if path.is_relative_to(workdir.resolve()) else ("",)
+        if inside[0] in OF_A_RUN:
+            raise ValueError(
+                f"--file={file} would write {'/'.join(inside)}, the run's own; take another, as model{suffix}"
+            )
+        if path.exists() and file.suffix != suffix:
+            raise ValueError(
+                f"--file={file}: {path.name} exists, and is no {suffix}; name a file that ends in {suffix}"
+            )
 
 
 def _positive(text: str) -> int:
@@ -116,8 +144,14 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     path = Path(text)
-    lines = path.read_text(errors="replace").splitlines() if "," not in text and path.is_file() else text.split(",")
+    is_file = "," not in text and path.is_file()
+    if "," not in text and not is_file and (path.is_dir() or "/" in text or path.suffix == ".txt"):
+        raise argparse.ArgumentTypeError(f"there is no file {text}; name one of a class a line, or the names: A,B,...")
+    lines = path.read_text(errors="replace").splitlines() if is_file else text.split(",")
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise argparse.ArgumentTypeError(f"{text!r} names no class")
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise argparse.ArgumentTypeError(f"{text!r} names the class {twice[0]!r} twice; each has a name of its own")
     return names

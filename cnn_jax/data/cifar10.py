@@ -45,6 +45,7 @@ CIFAR10 = cifar_archives.Cifar(
         Official("cifar-10-python.tar.gz", 170498071, "md5:c58f30108f718f92721af3b95e74349a"),
     ),
 )
+CHANNELS, NUM_CLASSES = 3, CIFAR10.num_classes
 
 
 def known_classes() -> tuple[str, ...]:

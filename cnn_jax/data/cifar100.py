@@ -44,6 +44,7 @@ CIFAR100 = cifar_archives.Cifar(
         Official("cifar-100-python.tar.gz", 169001437, "md5:eb9058c3a382ffc7106e4002c42a8d85"),
     ),
 )
+CHANNELS, NUM_CLASSES = 3, CIFAR100.num_classes
 
 
 def make_source(config: ConfigDict, split: str) -> ArraySource | None:

@@ -29,6 +29,7 @@ from cnn_jax.data.source import (
     stratified_split,
 )
 
+CHANNELS, NUM_CLASSES = 1, 10
 CANVAS_PX = 32  # LeNet-5's input: LeCun et al. 1998, II.B
 SPLIT_SIZES = (1077, 270, 450)
 SPLIT_SEED = 1998  # frozen: another seed is another dataset

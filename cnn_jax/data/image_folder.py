@@ -30,6 +30,7 @@ from cnn_jax.data.encoded import EncodedSource
 from cnn_jax.data.encoded_sets import make_encoded_source
 
 DOWNLOADS = ()
+CHANNELS = 3
 WHERE_TO_GET = "it is your own folder"
 FOLDERS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 

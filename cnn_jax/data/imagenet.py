@@ -46,6 +46,7 @@ DOWNLOADS = ()
 WHERE_TO_GET = (
     f"register at https://image-net.org and fetch {TRAIN.filename}, {VALIDATION.filename} and {DEVKIT.filename}"
 )
+CHANNELS, NUM_CLASSES = 3, 1000
 Pairs = Callable[[], Iterator[tuple[Entry, int]]]
 
 

@@ -40,6 +40,7 @@ from cnn_jax.data.source import (
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CLASSES = tuple("0123456789")
+CHANNELS, NUM_CLASSES = 1, len(CLASSES)
 BORDER_PX = 2
 SPLIT_SEED = 1998  # frozen: another seed is another dataset
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist"

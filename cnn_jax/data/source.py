@@ -4,6 +4,7 @@ A dataset is one module of this package with
 
     make_source(config, split) -> source        config: the run's `config.data`; split: "train", "validation" or "test"
     known_classes() -> names                    optional: of the classes, by label, as they are known without the data
+    CHANNELS, NUM_CLASSES                       optional: of its pictures, as they are known without the data
 
 whose source has `len(source)`, `source[i]` (one example, a dict) and `source.info` (a `SourceInfo`, equal for all three
 splits). `ArraySource` is that source for every set that fits in memory. Pictures rest as uint8 (H, W, C), so do signals

@@ -32,6 +32,7 @@ ZIP = Official(  # size and checksum recalled, as public readers of the set have
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
 )
 DOWNLOADS = (ZIP,)
+CHANNELS, NUM_CLASSES = 3, 200
 SIDE_PX = 64
 
 

@@ -78,7 +78,8 @@ def export_safetensors(run: TrainedRun, file: Path, library: str | None = None) 
     why = "; ".join(reasons) or f"the names of no other library's are declared for {name}"
     chosen = library or next(iter(namings), OWN)
     if chosen != OWN and chosen not in namings:
-        raise ValueError(f"--naming={library}: {why}")
+        known = f"this network has the names of {', '.join((*namings, OWN))}"
+        raise ValueError(f"--naming={library}: {'; '.join([*reasons, known])}")
     arrays = to_state_dict(run.variables, namings.get(chosen))
     write_safetensors(file, arrays, {"format": "pt", METADATA: json.dumps(facts(run))})
     note = f" ({why})" if chosen == OWN and library is None else ""

@@ -36,7 +36,7 @@ class Said:
     """What the user says of the weights; None: what the file says, or else the model's declaration of that library.
 
     library: whose names the file has, of the model's NAMINGS, or OWN. classes: their names, in order. mean, std: of pixels
-    divided by 255, a number for each channel.
+    divided by 255, a number for each channel. data_is_named: whether `config.data` is the user's, by a recipe or a field.
     """
 
     library: str | None = None
@@ -44,6 +44,7 @@ class Said:
     classes: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    data_is_named: bool = False
 
 
 def import_config(
@@ -111,6 +112,7 @@ def import_weights(
         others = variants_that_fit(paper, paper.build, state.arrays) if naming else []
         mend = f"; its names are those of {', '.join(others)}" if others and config.model.variant not in others else ""
         raise ValueError(f"{file} is not of {what} ({library}'s names): {first_line(error)}{mend}") from None
+    _check_facts(config, what, told, said, bool(_exported(state)))  # after the names: another network has other numbers
     about = {"file": file.name, "sha256": _sha256(file), "naming": library, "notes": list(state.notes)}
     record = _write(parts, variables, workdir, about)
     return record, [
@@ -144,7 +146,7 @@ def _choose(
         modules = {name.rpartition(".")[0] for name in state.arrays}
         library = max(found, key=lambda key: len(modules & set(found[key].modules.values())))  # the first of equals
     if library not in namings:
-        why = "; ".join(reasons) or f"its names are known of {', '.join(namings)}"
+        why = "; ".join([*reasons, f"its names are known of {', '.join(namings)}"])
         raise ValueError(f"{what} has no names of {library or 'another library'}: {why}")
     return library, namings[library]
 
@@ -159,8 +161,6 @@ def _facts(config: ConfigDict, paper: Any, state: StateDict, naming: Naming | No
     if count is None:
         count = getattr(paper.VARIANTS[config.model.variant], "num_classes", 1000)  # the error names the classifier
     classes = said.classes or tuple(exported.get("classes", ()))
-    if said.classes and len(said.classes) != count:
-        raise ValueError(f"--classes gives {len(said.classes)} names; the network tells {count} classes apart")
     if len(classes) != count:
         known = getattr(resolve(config.data.name, "config.data.name", "make_source"), "known_classes", tuple)()
         classes = known if len(known) == count else tuple(map(str, range(count)))
@@ -169,14 +169,44 @@ def _facts(config: ConfigDict, paper: Any, state: StateDict, naming: Naming | No
     for name in ("mean", "std") if len(shape) == 3 else ():
         if len(preprocessing[name]) != shape[-1]:
             raise ValueError(f"--{name} must be {shape[-1]} numbers, one a channel; it is {tuple(preprocessing[name])}")
-    if any(value <= 0 for value in preprocessing.get("std", ())):
-        raise ValueError(f"--std={tuple(preprocessing['std'])} must be above 0")
+    if any(not 0 <= value <= 1 for value in said.mean or ()):
+        raise ValueError(f"--mean={said.mean} must be of pixels / 255, each from 0 to 1")
+    if any(not 0 < value <= 1 for value in said.std or ()):
+        raise ValueError(f"--std={said.std} must be above 0, and of pixels / 255 at most 1")
     return {
         "dataset": {"name": config.data.name.removeprefix("data."), "checksum": ""},
         "classes": list(classes),
         "input_shape": shape,
         "preprocessing": preprocessing,
     }
+
+
+def known_num_classes(data: ConfigDict) -> int | None:
+    """Of the data set of a config, where it is known without the data."""
+    return getattr(resolve(data.name, "config.data.name", "make_source"), "NUM_CLASSES", None)
+
+
+def _check_facts(config: ConfigDict, what: str, told: Mapping[str, Any], said: Said, is_exported: bool) -> None:
+    """Raises ValueError where the classes or channels of the network are not those that were named, or the data set's.
+
+    A data set that nobody named may be another than these weights are for, where that is said: by the classes that the
+    user names or counts, or those of the run that the file was exported from.
+    """
+    count, channels = len(told["classes"]), told["input_shape"][-1]
+    if said.classes and len(said.classes) != count:
+        raise ValueError(f"--classes gives {len(said.classes)} names; the network tells {count} classes apart")
+    data = config.data.name.removeprefix("data.")
+    theirs = getattr(resolve(config.data.name, "config.data.name", "make_source"), "CHANNELS", channels)
+    if theirs != channels:
+        raise ValueError(
+            f"{what} takes pictures of {channels} channels, those of {data} have {theirs}; name other data, --config=RECIPE"
+        )
+    known = known_num_classes(config.data)
+    if known in (None, count) or (not said.data_is_named and (said.classes or said.num_classes or is_exported)):
+        return
+    mend = "name other data, --config=RECIPE"
+    mend += "" if said.data_is_named else f", or say that these are other classes, --num_classes={count}"
+    raise ValueError(f"the network tells {count} classes apart, {data} has {known}; {mend}")
 
 
 def _num_classes(state: StateDict, naming: Naming | None, exported: Mapping[str, Any]) -> int | None:

@@ -56,14 +56,14 @@ def read_state_dict(path: Path, key: str | None = None, prefix: str = "") -> Sta
         arrays = _read_npz(path)
     else:
         arrays = _entry(path, read_torch_file(path), key)
-    notes = []
-    for known in (*PREFIXES, prefix):
-        if known and arrays and all(name.startswith(known) for name in arrays):
-            arrays = {name.removeprefix(known): array for name, array in arrays.items()}
-            notes.append(f"the prefix {known!r} of every name is taken off")
-        elif known and known == prefix:
-            other = next(name for name in arrays if not name.startswith(known))
+    arrays, taken = _without_prefixes(arrays, (prefix, *PREFIXES))
+    if prefix and arrays and prefix not in taken:  # it may have stood behind one of PREFIXES
+        arrays, again = _without_prefixes(arrays, (prefix,))
+        if not again:
+            other = next(name for name in arrays if not name.startswith(prefix))
             raise ValueError(f"--prefix={prefix}: {path} has {other}, which does not begin with it")
+        taken += again
+    notes = [f"the prefix {known!r} of every name is taken off" for known in taken]
     read, converted = {}, {}
     for name, array in arrays.items():
         if name.endswith("num_batches_tracked"):
@@ -131,6 +131,16 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # NumPy raises many things of a damaged file
         raise ValueError(f"{path} is no whole .npz of plain arrays ({error}); fetch it again") from None
+
+
+def _without_prefixes(arrays: Mapping[str, Any], prefixes: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    """The arrays with each of the prefixes, one after another, taken off where every name has it; those that were."""
+    taken = []
+    for prefix in prefixes:
+        if prefix and arrays and all(name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+            taken.append(prefix)
+    return dict(arrays), taken
 
 
 def _entry(path: Path, content: Any, key: str | None) -> dict[str, Tensor]:

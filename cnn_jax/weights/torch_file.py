@@ -43,6 +43,10 @@ class ForbiddenError(pickle.UnpicklingError):
     """A pickle names something that it may not have."""
 
 
+class OtherKindError(ValueError):
+    """A whole file, but not one that torch.save wrote: fetching it again would not help."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """A row of elements in the file; `read` gives its bytes."""
@@ -90,14 +94,28 @@ def read_torch_file(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         with path.open("rb") as file:
-            if file.read(2) == b"PK":  # begins as an archive does, and has lost its end
+            begin = file.read(2)
+            if begin == b"PK":  # begins as an archive does, and has lost its end
                 raise EOFError
             file.seek(0)
-            return _read_legacy(file, path)
+            try:
+                return _read_legacy(file, path)
+            except (ForbiddenError, OSError):
+                raise
+            except Exception:
+                if len(begin) == 2 and begin[:1] != b"\x80":  # with which a pickle of torch.save begins
+                    raise OtherKindError(
+                        "text, a page in the place of a download, or another program's format"
+                    ) from None
+                raise
     except ForbiddenError as error:
         raise ValueError(
             f"{path} is refused, and nothing of it was run: it names {error}, where a state dict names only what rebuilds "
             "tensors; save model.state_dict() alone, or as .safetensors"
+        ) from None
+    except OtherKindError as error:
+        raise ValueError(
+            f"{path} is no file of torch.save but {error}; save model.state_dict() with torch.save, and name that file"
         ) from None
     except OSError:
         raise
@@ -108,13 +126,15 @@ def read_torch_file(path: Path) -> Any:
 
 def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") and name.count("/") == 1 for name in archive.namelist()):
+            raise OtherKindError("a program of TorchScript (torch.jit.save)")
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
-            raise ValueError("an archive without one data.pkl")
+            raise OtherKindError("an archive without one data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         names = {info.filename: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in names.values()):
-            raise ValueError("an archive that is compressed, as torch.save writes none")
+            raise OtherKindError("an archive that is compressed, as torch.save writes none")
         order = archive.read(root + "byteorder").strip() if root + "byteorder" in names else b"little"
         if order != b"little":
             raise ValueError(f"byte order {order.decode(errors='replace')}, where this reads little-endian")
@@ -139,7 +159,7 @@ def _read_legacy(file: io.BufferedIOBase, path: Path) -> Any:
         return _Unpickler(file, _no_storage).load()
 
     if plain() != MAGIC or plain() != PROTOCOL:
-        raise ValueError("another format")
+        raise OtherKindError("another pickle")
     if plain().get("little_endian") is not True:
         raise ValueError("big-endian numbers")
     sizes: dict[str, tuple[np.dtype, int]] = {}

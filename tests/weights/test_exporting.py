@@ -87,6 +87,8 @@ def test_a_naming_of_the_user_s(run, tmp_path):
     assert export_safetensors(run, tmp_path / "a", "cnn_jax") == "37 tensors by cnn_jax's names"
     with pytest.raises(ValueError, match="--naming=torchvision: torchvision and timm have the ImageNet ResNets"):
         export_safetensors(run, tmp_path / "b", "torchvision")
+    with pytest.raises(ValueError, match=r"--naming=nope: .*; this network has the names of akamaster, cnn_jax"):
+        export_safetensors(run, tmp_path / "b", "nope")
     assert not (tmp_path / "b").exists()
 
 

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from cnn_jax.models import resnet
 from cnn_jax.naming import IMAGENET
 from cnn_jax.predict import predict_pictures
 from cnn_jax.recipe import load_config, override_fields
-from cnn_jax.weights.importing import METADATA, Said, import_config, import_weights
+from cnn_jax.resolve import resolve
+from cnn_jax.weights.importing import METADATA, Said, import_config, import_weights, known_num_classes
 from cnn_jax.weights.mapping import to_state_dict
 from cnn_jax.weights.state_dict import StateDict, read_state_dict
 from cnn_jax.workdir import load_run
@@ -61,7 +63,9 @@ def test_a_file_of_torch_gives_the_logits_that_torch_gave(library, tmp_path):
     case = FILES[f"small vgg, {library}"]
     (tmp_path / "vgg.pth").write_bytes(base64.b64decode(case["file"]))
     widths = f"--config.model.overrides.widths={tuple(case['widths'])}"
-    record, lines = bring_in(tmp_path / "vgg.pth", "vgg:A", tmp_path / "run", widths, size_px=case["size"])
+    record, lines = bring_in(
+        tmp_path / "vgg.pth", "vgg:A", tmp_path / "run", widths, size_px=case["size"], num_classes=3
+    )
     run = load_run(tmp_path / "run", read_data=False)
     assert run.record["imported"]["naming"] == library and record["classes"] == ["0", "1", "2"]
     expected, x = np.array(case["logits"]), pictures(case["size"])
@@ -75,7 +79,7 @@ def test_resnet_18_gives_the_logits_of_torchvision(tmp_path):
     case, module = FORMULA["resnet:18"], resnet.build("18", num_classes=16)
     arrays = to_state_dict(by_formula(module, (224, 224, 3)), resnet.NAMINGS["torchvision"](module))
     np.savez(tmp_path / "a.npz", **arrays)
-    bring_in(tmp_path / "a.npz", "resnet:18", tmp_path / "run", size_px=case["size"])
+    bring_in(tmp_path / "a.npz", "resnet:18", tmp_path / "run", size_px=case["size"], num_classes=16)
     logits = logits_of(load_run(tmp_path / "run", read_data=False), pictures(case["size"]))
     np.testing.assert_allclose(logits, case["logits"], atol=1e-4 * np.abs(case["logits"]).max())
 
@@ -128,6 +132,7 @@ def test_data_of_other_classes_are_refused(names, says, tmp_path):
         tmp_path / "run",
         "--config.data.num_validation=10",
         classes=names,
+        num_classes=num_classes,
     )
     with pytest.raises(ValueError, match=says):
         load_run(tmp_path / "run", data_dir=str(tmp_path / "data"))
@@ -174,8 +179,10 @@ def test_a_network_that_no_library_has_is_told(model, variant, says):
         ({}, {"num_classes": 12}, "linear.weight is 10x64 there, 12x64 in this network"),
         ({}, {"mean": (0.5,)}, "--mean must be 3 numbers, one a channel"),
         ({}, {"std": (0.5, 0.0, 1.0)}, r"--std=\(0.5, 0.0, 1.0\) must be above 0"),
+        ({}, {"mean": (123.0, 117.0, 104.0)}, r"--mean=\(123.0, 117.0, 104.0\) must be of pixels / 255"),
+        ({}, {"std": (58.0, 57.0, 57.0)}, r"--std=\(58.0, 57.0, 57.0\) must be above 0, and of pixels / 255 at most 1"),
         ({}, {"library": "torchvision"}, "has no names of torchvision: .* ImageNet ResNets"),
-        ({}, {"library": "caffe"}, "has no names of caffe"),
+        ({}, {"library": "caffe"}, "has no names of caffe: .* known of akamaster, cnn_jax"),
         ({}, {"library": "cnn_jax"}, "37 missing there: .*; 37 left over there: "),
     ],
 )
@@ -183,6 +190,56 @@ def test_weights_that_do_not_fit_leave_nothing_behind(changes, said, says, tmp_p
     with pytest.raises(ValueError, match=says) as error:
         bring_in(cifar8(tmp_path, **changes), "resnet:cifar8", tmp_path / "run", **said)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_classes", "said", "says"),
+    [
+        (
+            "lenet_digits.py",
+            10,
+            {},
+            "resnet:cifar8 takes pictures of 3 channels, those of digits have 1; name other data",
+        ),
+        (
+            "resnet_cifar10.py:20",
+            7,
+            {"num_classes": 7},
+            "tells 7 classes apart, cifar10 has 10; name other data, --config=",
+        ),
+        (
+            None,
+            7,
+            {},
+            "tells 7 classes apart, cifar10 has 10; .*, or say that these are other classes, --num_classes=7",
+        ),
+        (None, 7, {"num_classes": 7, "data_is_named": True}, "tells 7 classes apart, cifar10 has 10"),
+    ],
+)
+def test_data_that_contradict_the_network_are_refused(recipe, num_classes, said, says, tmp_path):
+    recipe = load_config(f"configs/{recipe}", []) if recipe else None
+    said = {"data_is_named": recipe is not None} | said
+    with pytest.raises(ValueError, match=says) as error:
+        bring_in(cifar8(tmp_path, num_classes), "resnet:cifar8", tmp_path / "run", recipe=recipe, **said)
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10", "cifar100", "digits", "image_folder", "imagenet", "mnist", "tiny_imagenet"]
+)
+def test_what_is_known_of_a_data_set_without_it(name):
+    """The published numbers."""
+    module = resolve(f"data.{name}", "data", "make_source")
+    channels = 1 if name in ("digits", "mnist") else 3
+    assert channels == module.CHANNELS
+    counts = {"cifar100": 100, "imagenet": 1000, "tiny_imagenet": 200, "image_folder": None}
+    assert known_num_classes(ConfigDict({"name": f"data.{name}"})) == counts.get(name, 10)
+    assert not hasattr(module, "known_classes") or len(module.known_classes()) == module.NUM_CLASSES
+
+
+def test_another_architecture_is_told_before_the_number_of_classes(tmp_path):
+    with pytest.raises(ValueError, match=r"is not of resnet:cifar20 .* its names are those of cifar8"):
+        bring_in(cifar8(tmp_path), "resnet:cifar20", tmp_path / "run", classes=("a", "b"))
 
 
 def test_another_architecture_s_first_tensors_are_named_and_whose_they_may_be(tmp_path):

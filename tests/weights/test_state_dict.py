@@ -97,6 +97,13 @@ def test_a_prefix_of_the_user_s(tmp_path):
         read_state_dict(tmp_path / "a.npz", prefix="new.")
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "module.net.", "net."])
+def test_a_prefix_may_hold_or_follow_one_that_is_understood(prefix, tmp_path):
+    before = "module.net." if "net" in prefix else prefix
+    np.savez(tmp_path / "a.npz", **{f"{before}a": A, f"{before}b": B})
+    check(read_state_dict(tmp_path / "a.npz", prefix=prefix), a=A, b=B)
+
+
 def npz(path, **arrays):
     np.savez(path, **arrays)
 
@@ -119,7 +126,7 @@ def cut(path, suffix):
         ("a.safetensors", lambda path: cut(path, "safetensors"), "is no whole safetensors file"),
         ("a.safetensors", lambda path: path.write_bytes(b"PK"), "is no whole safetensors file"),
         ("a.pt", lambda path: path.write_bytes(b"PK\3\4"), "is no whole file of torch.save"),
-        ("a.h5", lambda path: path.write_bytes(b"\x89HDF"), "is no whole file of torch.save"),
+        ("a.h5", lambda path: path.write_bytes(b"\x89HDF"), "is no file of torch.save but"),
     ],
 )
 def test_what_is_amiss_is_told_in_a_line(name, make, says, tmp_path):

@@ -227,7 +227,14 @@ def test_other_archives_are_told(tmp_path):
         archive.writestr("a/data.pkl", pickle.dumps({}, 2))
     with pytest.raises(ValueError, match="compressed"):
         read_torch_file(path)
-    path.write_bytes(b"no pickle at all")
-    with pytest.raises(ValueError, match=r"is no whole file of torch.save"):
+    for content in (b"no pickle at all", pickle.dumps([1], 2)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"is no file of torch.save .*; save model.state_dict\(\) with torch.save"):
+            read_torch_file(path)
+    with zipfile.ZipFile(path, "w") as archive:  # as torch.jit.save has it: code compressed
+        archive.writestr("a/data.pkl", "c__torch__\nNet\n.")
+        archive.writestr("a/code/__torch__.py", "class Net", zipfile.ZIP_DEFLATED)
+        archive.writestr("a/constants.pkl", pickle.dumps((), 2))
+    with pytest.raises(ValueError, match=r"but a program of TorchScript .*; save model.state_dict\(\) with torch.save"):
         read_torch_file(path)
     assert len(DTYPES) == 10
