@@ -497,22 +497,3 @@ def test_members_are_refused_in_one_line(capsys, tmp_path):
     fails(
         capsys, "train", "configs/xo.py", where, "--members.seed=0..1", "--plan=mpa", says="--plan=mpa must be auto or"
     )
-
-
-def test_the_main_job_ends_with_its_page_and_does_not_fail_for_it(monkeypatch, capsys, tmp_path):
-    from cnn_jax import verbs as module
-    from cnn_jax.report import write
-
-    trained = []
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "_train", lambda config, workdir: trained.append(workdir))
-    monkeypatch.setattr(write, "write_report", lambda workdir: workdir / "report.html")
-    assert main([]) == 0 and trained == [tmp_path / "runs" / "lenet_digits"]
-    assert capsys.readouterr().out == f"its page: {tmp_path}/runs/lenet_digits/report.html\n"
-
-    def fail(workdir):
-        raise RuntimeError("no room\nat all")
-
-    monkeypatch.setattr(write, "write_report", fail)
-    assert main([]) == 0
-    assert capsys.readouterr() == ("", "warning: no page was written: no room\n")
