@@ -92,7 +92,7 @@ def test_picture_files_are_decoded_as_evaluation_shows_them(monkeypatch):
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)
     view = dict(
-        image_px=8, size_epochs=(), crop="random_resized", area_range=(0.1, 1.0), aspect_range=(1, 1),
+        image_px=8, size_epochs=(), crop="random_resized", area_range=(0.1, 1.0), aspect_range=(1.0, 1.0),
         short_side_range_px=(8, 8), eval_resize_px=16, eval_image_px=16, resample="bilinear",
     )  # fmt: skip
 
