@@ -42,7 +42,7 @@ def make_summary(plan: Plan, verdict: Verdict, failed: dict[str, str], minutes: 
         **{name.lower().replace(" ", "_"): text for name, text in question.parts.items()},
         **dataclasses.asdict(verdict),
         "groups": groups,
-        "failed": failed,
+        "failed": {label: why.replace(f"{ROOT}/", "") for label, why in failed.items()},
         **({"search": question.found} if question.found else {}),
         "num_runs": len(plan.runs),
         "config_sha256": question.config_sha256,
