@@ -169,7 +169,8 @@ def test_a_first_step_without_room_says_which_batch_would_fit(
         monkeypatch.setattr(kind, "__call__", no_room)
     with pytest.raises(ValueError, match=r"config.batch_size=16 does not fit .* config.batch_size=8 would fit") as told:
         run(tiny_config, tmp_path)
-    assert "\n" not in str(told.value) and 0 < asked[0] < asked[1]
+    assert "\n" not in str(told.value)
+    assert 0 < asked[0] <= asked[1]  # equal where a loop's most needy moment is of gradients, which know of no batch
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["status"] == "failed" and "config.batch_size=8 would fit" in record["error"]
 
