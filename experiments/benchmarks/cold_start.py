@@ -129,9 +129,9 @@ class Stages:
 def lenet() -> None:
     """The demo's own functions in its own order, with a clock between them."""
     stages = Stages()
-    from cnn_jax import main as verbs
+    from cnn_jax import verbs
 
-    stages.end("python, cnn_jax.main")
+    stages.end(f"python, {verbs.__name__}")
     config = verbs.load_config("configs/lenet_digits.py", [])
     stages.end("the recipe, JAX imported")
     verbs.configure_jax()
