@@ -45,6 +45,7 @@ def lowered(parts, driver, steps_per_dispatch):
 @pytest.fixture
 def compiled(monkeypatch):
     """Every driver, plan and evaluator made from here on."""
+    jax.clear_caches()  # one cache for all functions of a process: full of other tests' programs, it forgets some of these
     made = []
     for kind in (drivers.Streamed, drivers.Resident, Evaluator, Plan):
         begin = kind.__init__

@@ -56,7 +56,7 @@ def test_a_window_by_hand():
     draws = [(0.5 - 0.08) / 0.92, 0.5, 0.9, 0.5] + [0.0] * 36
     assert random_resized_window(100, 200, draws, AREA, ASPECT) == Cut(50, 0, 100, 100)
     # The first attempt is 200 wide and 100 high at full size: the whole picture of ratio 2 is out of reach, so the next.
-    draws = [1.0, 1.0, 0, 0, 0.0, 0.0, 0.0, 0.999999] + [0.5] * 32
+    draws = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.999999] + [0.5] * 32
     w, h = round(math.sqrt(1600 * 0.75)), round(math.sqrt(1600 / 0.75))
     assert random_resized_window(100, 200, draws, AREA, ASPECT) == Cut(200 - w, 0, w, h)
 
