@@ -42,7 +42,7 @@ def get_config(arg=None):
     config = base()
     if is_tiny:
         config.model.update(name="models.resnet", variant="cifar20")
-        of = pictures("data.tiny_imagenet", num_validation=2000, image_px=32, eval_resize_px=32, eval_image_px=32)
+        of = pictures("data.tiny_imagenet", num_validation=400, image_px=32, eval_resize_px=32, eval_image_px=32)
         config.augment.flip = "random"
     else:
         config.model.update(name="models.lenet", variant="modern")

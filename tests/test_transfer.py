@@ -13,11 +13,12 @@ from cnn_jax.assemble import assemble
 from cnn_jax.checkpoint import params_sha256
 from cnn_jax.data import xo
 from cnn_jax.freeze import path_name
+from cnn_jax.recipe import load_config
 from cnn_jax.step import make_train_step
 from cnn_jax.train import run
 from cnn_jax.transfer import first_weights, graft, load_base, table
 from cnn_jax.workdir import TrainedRun, load_run, new_record
-from experiments.transfer import ARMS, ROOT, SIZES, judge
+from experiments import transfer
 
 DIGITS = {"name": "data.digits", "digit_px": 28}
 
@@ -331,18 +332,65 @@ def test_a_phase_that_freezes_everything_is_named_with_its_epoch():
         assemble(config)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("transfer_*/results.json")), ids=str)
-def test_the_verdict_of_the_committed_results_follows_from_their_scores(path):
-    told = json.loads(path.read_text())
-    groups = {f"{arm}/{size}" for arm in (*ARMS, "probe") for size in SIZES}
-    assert set(told["scores"]) == groups and not told["git"]["dirty"]
+def records(gains):
+    """Made-up results of the transfer experiment: accuracy 0.5 of a run from scratch, and what an arm gains at a size."""
+    arms = {run["group"] for run in transfer.runs("tiny")}
+    return {
+        group: {
+            seed: {"metrics": {"accuracy": 0.5 + gains.get(group, 0) + seed * len(group) % 5 / 1000}}
+            for seed in range(5)
+        }
+        for group in arms
+    }
+
+
+@pytest.mark.parametrize(
+    ("gains", "verdict"),
+    [
+        ({"all/5": 0.1, "all/100": 0.02, "head/5": 0.1}, "supported"),
+        ({"all/5": 0.1, "all/100": 0.02}, "refuted"),  # the base's features serve no better
+        ({"all/5": 0.1, "all/100": 0.2, "head/5": 0.1}, "refuted"),  # the gain does not fall
+        ({"published all/5": 0.3, "published head/5": 0.3}, "refuted"),  # which stand beside
+    ],
+)
+def test_the_verdict_on_transfer(monkeypatch, gains, verdict):
+    monkeypatch.setattr(transfer, "compare_probes", lambda results, arm_of: [])
+    judged = transfer.judge(records(gains))
+    assert judged.verdict == verdict
+    names = [told["name"] for told in judged.secondary]
+    assert len(names) == len(set(names)) == 22 and "published all - scratch at 5" in names
+
+
+def test_arms_of_a_task_share_their_pictures_and_the_figure_finds_every_arm():
+    planned = list(transfer.runs("tiny"))
+    assert len(planned) == (5 + 3) * 3 * 5
+    drawn = {(run["group"], run["seed"]): run["overrides"]["data.draw_seed"] for run in planned}
+    assert all(draw == seed for (_, seed), draw in drawn.items())
+    groups = {"head/5": {"runs": {"0": {"test": {"accuracy": 0.5}}, "1": {"test": {"accuracy": 0.25}}}}}
+    told = [{"name": "probe - head at 5", "differences": {"0": 0.25, "1": -0.25}}, {"name": "all - head at 5"}]
+    assert transfer.scores_of({"groups": groups, "secondary": told}) == {"head/5": [0.5, 0.25], "probe/5": [0.75, 0.0]}
+    with pytest.raises(ValueError, match="task 'tin' must be one of digits59, digits, tiny"):
+        next(transfer.runs("tin"))
+
+
+@pytest.mark.full
+def test_a_probe_is_compared_with_the_head_of_the_same_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "ROOT", tmp_path)
+    monkeypatch.setattr(transfer, "SIZES", (5,))
+    run(
+        load_config("configs/transfer.py:base,task=digits04", ["--config.num_epochs=2", "--config.batch_size=24"]),
+        tmp_path / "base",
+    )
     results = {}
-    for group, by_seed in told["scores"].items():
-        assert len(by_seed) >= 5
-        for seed, score in by_seed.items():
-            assert score["accuracy"] == score["correct"] / score["count"]
-            assert group.startswith("probe") or not score["git"]["dirty"]
-            results.setdefault(group, {})[int(seed)] = {"metrics": score}
-    verdict = judge(results)
-    assert (verdict.verdict, verdict.effect) == (told["verdict"]["verdict"], told["verdict"]["effect"])
-    assert list(verdict.interval) == told["verdict"]["interval"]
+    for seed in range(2):
+        overrides = [
+            f"--config.seed={seed}",
+            f"--config.data.draw_seed={seed}",
+            "--config.batch_size=24",
+            f"--config.init.from={tmp_path / 'base'}",
+        ]
+        config = load_config("configs/transfer.py:head,base=elsewhere,per_class=5", overrides)
+        results[seed] = run(config, tmp_path / f"head{seed}")
+    ((comparison, note),) = transfer.compare_probes({"head/5": results}, "")
+    assert comparison.name == "probe - head at 5" and sorted(comparison.differences) == [0, 1]
+    assert note.startswith("probe - head at 5: F6 of models.lenet, params ") and note.count(",") == 3
