@@ -145,7 +145,7 @@ def compare_probes(results: Results, arm_of: str) -> list[tuple[Comparison, str]
             strengths.append(f"{fit['strength']:g}")
         differences = {seed: probed[seed] - of_head for seed, of_head in accuracies(trained).items()}
         name = f"{arm_of}probe - {arm_of}head at {size}"
-        note = f"{name}: {layer} of {base.record['model']['name']}, params {base.record['params_sha256'][:12]}, "
+        note = f"{name}: {layer} of {base.parts.config.model.name}, params {base.record['params_sha256'][:12]}, "
         note += f"strengths {', '.join(strengths)}"
         told.append((compare(differences, name=name, metric="test accuracy"), note))
     return told
