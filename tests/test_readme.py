@@ -209,10 +209,21 @@ def input_table() -> str:
     return "\n".join(lines)
 
 
+def resident_table() -> str:
+    """The benchmark of resident data: a step with its gathering and augmentation, beside the step alone."""
+    record = json.loads((RESULTS / "resident" / "cpu.json").read_text())
+    ours, ready = (1000 * record[side]["median_s"] for side in ("ours", "theirs"))
+    return "\n".join([
+        "| recipe | from the resident set, augmented | on a batch that lies ready | more |",
+        "|---|---|---|---|",
+        f"| `{record['config']}` | {ours:.0f} ms a step | {ready:.0f} ms | {record['share_of_a_step']:.1%} |",
+    ])  # fmt: skip
+
+
 SPEED = {"deviceless": deviceless_table, "gpu": gpu_table} | (
     {"cpu float32": cpu_table} if (RESULTS / "cpu" / "float32.json").exists() else {}
 )
-SPEED |= {"input cpu": input_table} if (RESULTS / "input" / "cpu.json").exists() else {}
+SPEED |= {"input cpu": input_table, "resident cpu": resident_table}
 
 
 @pytest.mark.parametrize("name", SPEED)
