@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from cnn_jax.analysis.complexity import Trace
 from cnn_jax.analysis.table import describe
-from cnn_jax.assemble import build_model
+from cnn_jax.build import build_model
 from cnn_jax.resolve import module_names, nearest, resolve
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,14 +18,12 @@ in the same order in all of them.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,11 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from cnn_jax import processes
+from cnn_jax.leaves import check_leaves, copy_to_host, dtypes_and_shapes, with_sharding
 from cnn_jax.manifest import MANIFEST, DamageError, read_manifest, verify, write_manifest
 
 
@@ -148,7 +145,7 @@ class Checkpoints:
             meta = json.loads(json.dumps(dict(meta)))  # a copy: the caller may go on changing its own
         except (TypeError, ValueError) as error:
             raise ValueError(f"meta of checkpoint step {step} is not JSON: {error}") from error
-        job = (step, _copy_to_host(state), meta, None if score is None else float(score))
+        job = (step, copy_to_host(state), meta, None if score is None else float(score))
         if jax.process_count() == 1:
             self._pending = self._thread.submit(self._write, *job)
         else:
@@ -160,7 +157,7 @@ class Checkpoints:
         try:
             processes.on_all(lambda: _reserve(self.directory, state))
             self._checkpointer.save(new, args=composite, force=True)
-            processes.on_first(lambda: self._finish(new, step, score, _leaves(state)))
+            processes.on_first(lambda: self._finish(new, step, score, dtypes_and_shapes(state)))
         except processes.ElsewhereFailedError:
             raise
         except Exception as error:
@@ -274,9 +271,9 @@ class Checkpoints:
 
     def _read(self, path: Path, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any], float | None]:
         manifest = verify(path, step)
-        _check_leaves(path, manifest["leaves"], _leaves(abstract_state))
+        check_leaves(path, manifest["leaves"], dtypes_and_shapes(abstract_state))
         args = _orbax().args
-        state = args.StandardRestore(jax.tree.map(_with_sharding, abstract_state))
+        state = args.StandardRestore(jax.tree.map(with_sharding, abstract_state))
         try:
             restored = self._checkpointer.restore(path, args=args.Composite(state=state, meta=args.JsonRestore()))
         except Exception as error:  # Orbax raises ValueError, KeyError, JSONDecodeError or a bare Exception
@@ -305,16 +302,6 @@ class Checkpoints:
         return manifests
 
 
-def params_sha256(tree: PyTree) -> str:
-    """sha256 over the leaves in the order of their paths: path, dtype, shape and little-endian bytes of each."""
-    digest = hashlib.sha256()
-    for name, x in sorted(_named_leaves(tree), key=lambda pair: pair[0]):
-        array = np.asarray(x)
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update((array if sys.byteorder == "little" else array.byteswap()).tobytes())
-    return digest.hexdigest()
-
-
 @functools.cache
 def _orbax() -> Any:
     """Orbax, imported on first use (it takes 0.4 s) and quiet: its chatter, and the tracebacks that it also raises."""
@@ -326,56 +313,6 @@ def _orbax() -> Any:
 
     logging.getLogger("absl").addFilter(wanted)
     return ocp
-
-
-def _copy_to_host(state: PyTree) -> PyTree:
-    """NumPy copies that share no memory with `state`; arrays spread over several processes are left to Orbax.
-
-    `np.asarray` would not do: on the CPU it is a view, which moreover keeps XLA from reusing a donated buffer.
-    """
-
-    def is_local(x: Any) -> bool:
-        return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-
-    for x in jax.tree.leaves(state):
-        if isinstance(x, jax.Array) and is_local(x):
-            x.copy_to_host_async()  # all transfers at once, instead of one after the other
-    return jax.tree.map(lambda x: np.array(x) if is_local(x) else x, state)
-
-
-def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
-
-
-def _leaves(tree: PyTree) -> dict[str, list[Any]]:
-    """Path to [dtype, shape]."""
-    return {name: [np.dtype(x.dtype).name, list(x.shape)] for name, x in _named_leaves(tree)}
-
-
-def _check_leaves(path: Path, saved: Mapping[str, list[Any]], asked: Mapping[str, list[Any]]) -> None:
-    """Raises ValueError naming the leaves that differ in presence, shape, or dtype (between floats: a mere cast)."""
-
-    def agree(name: str) -> bool:
-        if name not in saved or name not in asked or saved[name][1] != asked[name][1]:
-            return False
-        dtypes = {saved[name][0], asked[name][0]}
-        return len(dtypes) == 1 or all(jnp.issubdtype(jnp.dtype(d), jnp.floating) for d in dtypes)
-
-    def show(leaves: Mapping[str, list[Any]], name: str) -> str:
-        return f"{leaves[name][0]}{leaves[name][1]}" if name in leaves else "absent"
-
-    names = sorted(name for name in saved.keys() | asked.keys() if not agree(name))
-    if names:
-        first = "; ".join(f"{n} is {show(saved, n)} there, {show(asked, n)} here" for n in names[:3])
-        more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"checkpoint {path} is of another model: {first}{more}; use the config it was made with")
-
-
-def _with_sharding(x: Any) -> Any:
-    if isinstance(x, jax.ShapeDtypeStruct) and x.sharding is None:
-        return x.update(sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
-    return x
 
 
 def _by_score(manifests: Mapping[int, Mapping[str, Any]]) -> list[int]:

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from cnn_jax.checkpoint import params_sha256
 from cnn_jax.data.source import Source, SourceInfo
 from cnn_jax.evaluate import Evaluator
+from cnn_jax.leaves import params_sha256
 from cnn_jax.resolve import first_line, nearest
 from cnn_jax.workdir import TrainedRun
 

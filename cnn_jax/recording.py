@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 
 from cnn_jax import processes, records
 from cnn_jax.assemble import Parts
-from cnn_jax.checkpoint import params_sha256
 from cnn_jax.interruption import Interrupted
+from cnn_jax.leaves import params_sha256
 from cnn_jax.optim import current_lr
 from cnn_jax.resolve import first_line
 from cnn_jax.step import TrainState

@@ -32,9 +32,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from cnn_jax.assemble import Parts
-from cnn_jax.checkpoint import params_sha256
 from cnn_jax.fields import check_fields, is_expression, one_of, tuple_of
 from cnn_jax.freeze import frozen_steps, path_name
+from cnn_jax.leaves import params_sha256
 from cnn_jax.resolve import first_line
 from cnn_jax.workdir import TrainedRun, load_run
 

@@ -45,7 +45,7 @@ def exact_checks(maps=16):
     import jax
 
     from cnn_jax.analysis.gradient_support import gradient_support
-    from cnn_jax.assemble import init_variables
+    from cnn_jax.build import init_variables
     from cnn_jax.models.convnet import build
 
     kernels, fields = [], []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cnn_jax import sharding
-from cnn_jax.assemble import assemble, build_model, check_config
+from cnn_jax.assemble import assemble, check_config
 from cnn_jax.data import xo
 from cnn_jax.models.airbench import init_from_data
 
@@ -177,15 +177,6 @@ def test_a_field_that_the_recipe_forgot_is_named(tiny_config):
         del tiny_config.data.stroke_px
     with pytest.raises(ValueError, match=r"config.data lacks what data.xo asks for: .*stroke_px"):
         assemble(tiny_config)
-
-
-def test_overrides_that_a_model_does_not_know(tiny_config):
-    with tiny_config.model.overrides.unlocked():
-        tiny_config.model.overrides.remate = True
-    with pytest.raises(
-        ValueError, match=r"overrides={'remate': True}: 'remate' is no field .*mean 'remat'\?\); it has"
-    ):
-        build_model(tiny_config.model, num_classes=10)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import errno
-import hashlib
 import itertools
 import json
 import logging
@@ -24,7 +23,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cnn_jax import checkpoint, manifest
-from cnn_jax.checkpoint import Checkpoints, NoWholeCheckpointError, params_sha256
+from cnn_jax.checkpoint import Checkpoints, NoWholeCheckpointError
 from cnn_jax.manifest import MANIFEST
 from tests.processes import ROOT, process_environment
 
@@ -775,38 +774,3 @@ def test_killed_at_random_moments(tmp_path):
 @pytest.mark.full
 def test_killed_at_many_random_moments(tmp_path):
     kill_again_and_again(tmp_path, times=40, seed=1)
-
-
-# params_sha256
-
-
-def test_params_sha256_is_what_it_says():
-    tree = {"b": np.array([[1, 2]], np.int32), "a": {"kernel": np.array(0.5, np.float32)}}
-    expected = b"a/kernel float32 ()\n\x00\x00\x00\x3f" + b"b int32 (1, 2)\n\x01\x00\x00\x00\x02\x00\x00\x00"
-    assert params_sha256(tree) == hashlib.sha256(expected).hexdigest()
-
-
-def test_params_sha256_sees_leaves_and_nothing_else():
-    x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    base = params_sha256({"a": x, "b": x + 1})
-    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
-    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
-
-    @struct.dataclass
-    class Tree:
-        b: Any
-        a: Any
-
-    same = [{"b": x + 1, "a": x}, {"a": spread, "b": jnp.asarray(x) + 1}, {"a": x.T.copy().T, "b": x + 1, "c": None}]
-    assert {params_sha256(tree) for tree in [*same, Tree(a=x, b=x + 1)]} == {base}
-    other = [
-        {"a": x + 1, "b": x},
-        {"a": x, "c": x + 1},
-        {"a": x.reshape(3, 2), "b": x + 1},
-        {"a": x.astype(np.float64), "b": x + 1},
-        {"a": x, "b": np.nextafter(x + 1, 0)},
-        {"a": np.where(x == 0, np.float32(-0.0), x), "b": x + 1},
-        {"a": x},
-    ]
-    hashes = [params_sha256(tree) for tree in other]
-    assert len({base, *hashes}) == 1 + len(other)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from cnn_jax import sharding
-from cnn_jax.assemble import DTYPES, assemble, build_model, check_config
+from cnn_jax.assemble import assemble, check_config
+from cnn_jax.build import DTYPES, build_model
 from cnn_jax.data.encoded import picture_view
 from cnn_jax.data.source import ArraySource
 from cnn_jax.recipe import load_config

@@ -14,7 +14,7 @@ import pytest
 from flax import traverse_util
 
 from cnn_jax.analysis.walk import walk
-from cnn_jax.assemble import init_variables
+from cnn_jax.build import init_variables
 from cnn_jax.resolve import module_names, resolve
 
 MODELS = [resolve(name, "model", "VARIANTS") for name in module_names("models")]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cnn_jax import sharding
-from cnn_jax.assemble import build_model, init_variables
+from cnn_jax.build import build_model, init_variables
 from cnn_jax.classification import make_task
 from cnn_jax.data.source import ArraySource, SourceInfo
 from cnn_jax.data.views import make_views

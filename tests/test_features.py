@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cnn_jax.assemble import assemble, make_sources
-from cnn_jax.checkpoint import params_sha256
 from cnn_jax.data.source import ArraySource
 from cnn_jax.features import about, check_layer, extract, layer_shapes, load_features, save_features
+from cnn_jax.leaves import params_sha256
 from cnn_jax.main import main
 from cnn_jax.train import run as train
 from cnn_jax.workdir import TrainedRun, load_run, new_record

@@ -11,7 +11,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from cnn_jax import sharding
-from cnn_jax.assemble import build_model, init_variables
+from cnn_jax.build import build_model, init_variables
 from cnn_jax.classification import wilson_interval
 from cnn_jax.data.source import ArraySource, SourceInfo
 from cnn_jax.evaluate import Evaluator

@@ -10,9 +10,9 @@ import pytest
 
 from cnn_jax.analysis.complexity import count
 from cnn_jax.assemble import assemble
-from cnn_jax.checkpoint import params_sha256
 from cnn_jax.data import xo
 from cnn_jax.freeze import path_name
+from cnn_jax.leaves import params_sha256
 from cnn_jax.recipe import load_config
 from cnn_jax.step import make_train_step
 from cnn_jax.train import run

@@ -23,8 +23,8 @@ def test_a_trained_run_comes_back_with_its_moving_average(trained):
     loaded = load_run(trained)
     assert loaded.step == 5 and set(loaded.variables) == {"params"}
     record = json.loads((trained / "run.json").read_text())
-    from cnn_jax.checkpoint import params_sha256
     from cnn_jax.evaluate import Evaluator
+    from cnn_jax.leaves import params_sha256
 
     assert params_sha256(loaded.variables["params"]) != record["params_sha256"]  # that is of the parameters themselves
     evaluator = Evaluator(loaded.parts.task, loaded.parts.info.preprocessing, loaded.parts.mesh)

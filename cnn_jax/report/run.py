@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jax.analysis.table import COLUMNS, describe, rows_of
-from cnn_jax.assemble import build_model
+from cnn_jax.build import build_model
 from cnn_jax.classification import largest_confusions
 from cnn_jax.recipe import base_fields
 from cnn_jax.records import CHANGED, read_run, seal_warnings, told_as_damage

@@ -17,8 +17,10 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from cnn_jax import records
-from cnn_jax.assemble import Parts, assemble, build_model
-from cnn_jax.checkpoint import Checkpoints, params_sha256
+from cnn_jax.assemble import Parts, assemble
+from cnn_jax.build import build_model
+from cnn_jax.checkpoint import Checkpoints
+from cnn_jax.leaves import params_sha256
 from cnn_jax.naming import IMAGENET, Naming
 from cnn_jax.recipe import configs_common
 from cnn_jax.resolve import first_line, nearest, resolve

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pytest
 
-from cnn_jax.assemble import build_model
+from cnn_jax.build import build_model
 from experiments import measures
 from experiments.lab.question import ROOT, load
 from experiments.tuning import SEPARATOR, TUNING_SEEDS

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cnn_jax.assemble import build_model
+from cnn_jax.build import build_model
 from cnn_jax.models.rnn import VARIANTS, build
 from configs.common import base
 from tests.processes import run_cnn_jax
