@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import transfer
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -220,10 +222,30 @@ def resident_table() -> str:
     ])  # fmt: skip
 
 
+def transfer_table() -> str:
+    """Mean test accuracies of the transfer experiment, at 5, 20 and 100 pictures a class."""
+    arms = ("scratch", "random", "probe", "head", "block", "all")
+    lines = [f"| task, verdict | {' | '.join(arms)} |", "|" + "---|" * (len(arms) + 1)]
+    for path in sorted(RESULTS.glob("transfer-*.json")):
+        summary = json.loads(path.read_text())
+        scores, task = transfer.scores_of(summary), path.stem.removeprefix("transfer-")
+        for of in ("", transfer.PUBLISHED):
+            if f"{of}all/5" not in scores:
+                continue
+            cells = []
+            for arm in arms:
+                group = arm if arm in ("scratch", "random") else of + arm
+                means = [statistics.mean(scores[f"{group}/{size}"]) for size in transfer.SIZES]
+                cells.append(" / ".join(f"{100 * mean:.1f}" for mean in means))
+            told = f"from the {of}network" if of else f"[{summary['verdict']}](experiments/results/{path.name})"
+            lines.append(f"| {task}, {told} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 SPEED = {"deviceless": deviceless_table, "gpu": gpu_table} | (
     {"cpu float32": cpu_table} if (RESULTS / "cpu" / "float32.json").exists() else {}
 )
-SPEED |= {"input cpu": input_table, "resident cpu": resident_table}
+SPEED |= {"input cpu": input_table, "resident cpu": resident_table, "transfer": transfer_table}
 
 
 @pytest.mark.parametrize("name", SPEED)
