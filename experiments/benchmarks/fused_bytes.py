@@ -81,7 +81,7 @@ def render(found: dict[str, float]) -> str:
         f"All outputs of convolutions together are {found['maps']:.1f} MB an image{whole}.",
         "",
         "Not built. The gain is what stands above only if the kernel, in Pallas or Triton, multiplies as fast as the",
-        "library's convolution that it replaces, in all of the shapes and in three directions (forward, and both gradients);",
+        "library's convolution that it replaces, in all shapes and three directions (forward, and both gradients);",
         "whether it does takes an accelerator to say. The first row is most of it, and the one to try first: it is of the",
         "forward pass alone, and its sums are over rows that the kernel holds in registers anyway.",
         "",

@@ -4,7 +4,6 @@ import pytest
 
 from experiments.benchmarks import fused_bytes
 
-
 pytestmark = pytest.mark.full
 
 
