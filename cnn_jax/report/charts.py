@@ -135,11 +135,15 @@ def effects(comparisons: Sequence[Mapping[str, Any]]) -> dict:
         limits = {"supported above": told["supported_above"], "refuted below": told["refuted_below"]}
         thresholds += [row | {"threshold": name, "at": at} for name, at in limits.items()]
 
+    # "a - b" in two lines: long names of arms would be cut off, and a wider margin leaves a phone no plot.
+    in_lines = "split(replace(datum.label, regexp(' - ', 'g'), ' -|'), '|')"
+    labels = alt.Axis(labelExpr=in_lines, labelLimit=150, domain=False, ticks=False)
+
     def layer(rows: list[dict[str, Any]], told: Sequence[str]) -> alt.Chart:
         tooltip = [alt.Tooltip(f"{field}:N") for field in told if field in ("comparison", "seed", "threshold")]
         tooltip += [alt.Tooltip(f"{field}:Q", format=".4~g") for field in told if f"{field}:N" not in tooltip]
         return alt.Chart(alt.Data(values=rows)).encode(
-            y=alt.Y("comparison:N", sort=names, title=None, axis=alt.Axis(labelLimit=150, domain=False, ticks=False)),
+            y=alt.Y("comparison:N", sort=names, title=None, axis=labels),
             tooltip=tooltip,
         )
 
