@@ -59,7 +59,7 @@ AS_PUBLISHED = {"data.mean": (0.485, 0.456, 0.406), "data.std": (0.229, 0.224, 0
 TASKS = {
     "digits59": "LeNet-5: digits 0 to 4, then 5 to 9",
     "digits": "LeNet-5: MNIST, then the 8x8 digits",
-    "tiny": "ResNet-20: CIFAR-10, then 40 classes of Tiny-ImageNet at 32x32",
+    "tiny": "ResNet-20: CIFAR-10, then 40 classes of Tiny-ImageNet",
 }
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -202,6 +202,7 @@ def plot(file: Path = FIGURE) -> None:
                 axis.plot([place] * len(values), values, "_", color=line[0].get_color(), alpha=0.5, markersize=5)
         axis.set(xscale="log", xlabel="training pictures a class", title=f"{title}\n{len(scores['all/5'])} seeds")
         axis.title.set_fontsize(9)
+        axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
