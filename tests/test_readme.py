@@ -41,6 +41,7 @@ def test_table(name):
 SHORT_RUNS = {
     "resnet_cifar10": "ResNet-20, the paper's recipe in 6 epochs; CIFAR-10 in lossy copies, 45,000 pictures",
     "resnet_tiny_imagenet": "ResNet-20, 2 epochs; 40 classes of Tiny-ImageNet, 18,000 JPEG files streamed",
+    "imagenet_shaped": "ResNet-18 at 64 pixels, 58 steps; 1,000 classes from archives in ImageNet's form, 1,900 pictures",
 }
 
 
@@ -240,6 +241,17 @@ def transfer_table() -> str:
             told = f"from the {of}network" if of else f"[{summary['verdict']}](experiments/results/{path.name})"
             lines.append(f"| {task}, {told} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def test_a_streamed_run_killed_within_its_epoch_ended_with_the_straight_ones_bits():
+    killed, straight = (
+        json.loads((RESULTS / "resume_tiny_imagenet" / f"{name}.json").read_text()) for name in ("killed", "straight")
+    )
+    for name in ("config", "step", "metrics", "params_sha256"):
+        assert killed[name] == straight[name]
+    assert killed["steps_per_epoch"] == killed["step"] == 140 and not killed["git"]["dirty"]
+    ends = f"gone on from the checkpoint at 70, ends with the parameters\n`{killed['params_sha256'][:8]}`"
+    assert f"ended by SIGKILL at step 80 of 140, {ends}" in (ROOT / "README.md").read_text()
 
 
 SPEED = {"deviceless": deviceless_table, "gpu": gpu_table} | (
