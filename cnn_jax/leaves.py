@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from cnn_jax.freeze import path_name
+
 
 def params_sha256(tree: PyTree) -> str:
     """sha256 over the leaves in the order of their paths: path, dtype, shape and little-endian bytes of each."""
@@ -40,7 +42,7 @@ def copy_to_host(state: PyTree) -> PyTree:
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
     """Each leaf with its path, as "params/fc/kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), x) for path, x in leaves]
+    return [(path_name(path), x) for path, x in leaves]
 
 
 def dtypes_and_shapes(tree: PyTree) -> dict[str, list[Any]]:

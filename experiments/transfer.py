@@ -127,7 +127,7 @@ def compare_probes(results: Results, arm_of: str) -> list[tuple[Comparison, str]
     from cnn_jax.linear_probe import fit_probe
     from cnn_jax.workdir import load_run, record_config
 
-    first = record_config(dict(results[f"{arm_of}head/5"][0]))
+    first = record_config(dict(next(iter(results[f"{arm_of}head/{SIZES[0]}"].values()))))
     base = load_run(ROOT / first.init["from"], read_data=False)
     layer = LAST_MAPS[first.model.name]
     held_out: dict[str, Any] = {}  # validation and test are the same whichever training pictures are drawn
