@@ -134,7 +134,7 @@ def _stay_on_cpu() -> None:
 
 
 def _own_accuracies() -> dict[str, list[dict[str, Any]]]:
-    """By network, what each recipe of experiments/results has reached."""
+    """By network, what each recipe has reached, in experiments/results/*/seed*.json; other records show other things."""
     found: dict[str, list[dict[str, Any]]] = {}
     for folder in sorted({path.parent for path in RESULTS.glob("*/seed*.json")}):
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*.json"))]

@@ -39,25 +39,23 @@ def test_table(name):
 
 
 SHORT_RUNS = {
-    "resnet_cifar10": "ResNet-20, the paper's recipe in 6 epochs; CIFAR-10 in lossy copies, 45,000 pictures",
-    "resnet_tiny_imagenet": "ResNet-20, 2 epochs; 40 classes of Tiny-ImageNet, 18,000 JPEG files streamed",
-    "imagenet_shaped": "ResNet-18 at 64 pixels, 58 steps; 1,000 classes from archives in ImageNet's form, 1,900 pictures",
+    "resnet_cifar10/seed0": "ResNet-20, the paper's recipe in 6 epochs; CIFAR-10 in lossy copies, 45,000 pictures",
+    "resnet_tiny_imagenet/seed0": "ResNet-20, 2 epochs; 40 classes of Tiny-ImageNet, 18,000 JPEG files streamed",
+    "imagenet_shaped/run": "ResNet-18 at 64 pixels, 58 steps; 1,000 classes from archives in ImageNet's form, 1,900 images",
 }
 
 
 def short_runs_table() -> str:
     """One run of each recipe: what it trained on, its score, and its curve."""
     lines = ["| run | validation, by epoch | test accuracy | 95% interval | record |", "|---|---|---|---|---|"]
-    for name, what in SHORT_RUNS.items():
-        folder = ROOT / "experiments" / "results" / name
-        record = json.loads((folder / "seed0.json").read_text())
-        measured = [json.loads(line) for line in (folder / "seed0.metrics.jsonl").read_text().splitlines()]
+    for path, what in SHORT_RUNS.items():
+        at = ROOT / "experiments" / "results" / path
+        record = json.loads(at.with_suffix(".json").read_text())
+        measured = [json.loads(line) for line in at.with_suffix(".metrics.jsonl").read_text().splitlines()]
         curve = [f"{line['accuracy']:.1%}" for line in measured if line["split"] == "validation"]
         assert measured[-1]["accuracy"] == record["metrics"]["accuracy"] and not record["git"]["dirty"]
         low, high = record["metrics"]["accuracy_interval95"]
-        links = (
-            f"[record](experiments/results/{name}/seed0.json), [curve](experiments/results/{name}/seed0.metrics.jsonl)"
-        )
+        links = f"[record](experiments/results/{path}.json), [curve](experiments/results/{path}.metrics.jsonl)"
         lines.append(
             f"| {what} | {', '.join(curve)} | {record['metrics']['accuracy']:.2%} | {low:.2%} to {high:.2%} | {links} |"
         )
