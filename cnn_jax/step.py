@@ -32,7 +32,7 @@ from jax import Array
 
 from cnn_jax.optim import init_averages
 from cnn_jax.tuning import compiler_options as compiler_options
-from cnn_jax.tuning import is_tuned_accelerator
+from cnn_jax.tuning import is_tuned, is_tuned_accelerator
 
 PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
@@ -206,8 +206,10 @@ def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple
     and of a bit a group: a network has hundreds of leaves, and a kernel for each takes longer than what it reads. A longer
     row takes in more than the compiler puts into one kernel.
     """
-    if not is_tuned_accelerator():
+    if not is_tuned():
         return {group: ~_all_finite((grad, params[group])) for group, grad in grads.items()}, optax.tree.norm(grads)
+    if not is_tuned_accelerator():
+        return _measure_by_products(grads, params)
     rows: list[list[str]] = [[]]
     for group in grads:
         together = len(jax.tree.leaves([grads[name] for name in (*rows[-1], group)]))
@@ -228,6 +230,21 @@ def _measure(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple
         nonfinite |= {group: (word >> bit) & 1 > 0 for bit, group in enumerate(groups)}
         total += squared
     return nonfinite, jnp.sqrt(total)
+
+
+def _measure_by_products(grads: Mapping[str, PyTree], params: Mapping[str, PyTree]) -> tuple[dict[str, Array], Array]:
+    """The same for the CPU, where products take a tenth of the time of other sums over a large array."""
+
+    def scaled_sum(leaf):
+        # Of what is finite this is, too, however many and large: at most 2^8 each.
+        rows = leaf.reshape(-1, leaf.shape[-1] if leaf.ndim else 1)
+        return jnp.sum(rows @ jnp.full(rows.shape[-1:], 2.0**-120, leaf.dtype))
+
+    nonfinite = {
+        group: ~jnp.isfinite(sum(map(scaled_sum, jax.tree.leaves((grad, params[group])))))
+        for group, grad in grads.items()
+    }
+    return nonfinite, jnp.sqrt(sum(jnp.vdot(grad, grad) for grad in jax.tree.leaves(grads)))
 
 
 def _all_finite(tree: PyTree) -> Array:

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Key
 from cnn_jax.layers.activations import scaled_tanh
 from cnn_jax.layers.conv import Conv, conv
 from cnn_jax.layers.init import lecun_1998
-from cnn_jax.layers.pool import Subsampling
+from cnn_jax.layers.pool import Subsampling, average_pool
 
 # Table I. Rows are the six maps of S2, columns the sixteen of C3, which see three neighbours, four neighbours, four
 # that are not all neighbours, and all.
@@ -99,7 +99,7 @@ class LeNet(nn.Module):
     ) -> tuple[Float[Array, "n k"] | None, dict[str, Array]]:
         def conv(name, features, x):
             init = nn.initializers.he_normal()
-            return nn.Conv(features, (5, 5), padding="VALID", kernel_init=init, dtype=self.dtype, name=name)(x)
+            return Conv(features, (5, 5), kernel_init=init, dtype=self.dtype, name=name)(x)
 
         def dense(name, features, x):
             init = nn.initializers.he_normal()
@@ -108,7 +108,7 @@ class LeNet(nn.Module):
         def stage(name, features):
             def convolved_and_averaged(module, x):
                 x = nn.relu(conv(name, features, x))
-                return x, nn.avg_pool(x, (2, 2), (2, 2))
+                return x, average_pool(x, 2)
 
             return convolved_and_averaged
 

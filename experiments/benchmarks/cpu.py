@@ -19,9 +19,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cnn_jax.step import compiler_options
+from cnn_jax.tuning import compiler_options, keep_freed_memory
 from experiments.benchmarks import our_steps, peer
-from experiments.benchmarks.both_sides import keep_freed_memory
 
 BATCH = {"LeNet-5": 128, "VGG, 32x32": 128, "ResNet-20": 128, "AlexNet": 8, "ResNet-18": 8, "ResNet-50": 4}
 DROPOUT = 0.5  # AlexNet's

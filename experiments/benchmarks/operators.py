@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from cnn_jax.layers.conv import conv
 from cnn_jax.layers.norm import batch_norm
 from cnn_jax.layers.pool import average_pool, global_average_pool, max_pool
-from cnn_jax.step import compiler_options
+from cnn_jax.tuning import compiler_options, keep_freed_memory
 from experiments.benchmarks import peer, shapes
-from experiments.benchmarks.both_sides import draw, keep_freed_memory
+from experiments.benchmarks.both_sides import draw
 
 SHAPES = {"conv": shapes.CONVS, "pool": shapes.POOLS, "norm": shapes.NORMS}
 # Pictures at a time: what each network is trained with on the device, as far as two cores bear it.
