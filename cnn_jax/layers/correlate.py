@@ -10,8 +10,9 @@ What is slow in XLA's own (jaxlib 0.10, Eigen), and what takes its place:
     vector. `folded` computes several neighbours of a row at once, as further outputs of a product, or of a convolution,
     with wider taps; its kernel gradient likewise.
   * a kernel that exceeds the maps on an axis (3x3 over 2x2, the last stage of many a network on small images; the input
-    gradient goes by the output's size): XLA leaves Eigen for a plain loop, some fifty times slower. `by_positions` is a
-    matrix product for each of the few output positions; so is a kernel as large as its input.
+    gradient goes by the output's size): XLA leaves Eigen for a plain loop, some fifty times slower. `by_taps` is a
+    matrix product for each tap; where the output has one position `by_product` is one for all, also for a kernel as
+    large as its input.
   * the input gradient with a stride: a convolution of maps that are mostly zeros. `by_phases` computes the phases of
     the stride as further outputs, and interleaves them.
   * the kernel gradient: a convolution with the examples as its channels. Padded and transposed first it runs faster than
@@ -32,8 +33,8 @@ from cnn_jax.layers import correlation_forms as forms
 from cnn_jax.layers.conv_arithmetic import Pair
 from cnn_jax.tuning import is_tuned_cpu
 
-_MOST_POSITIONS = 16  # of the output for which there are products one by one
-_FEW_POSITIONS = 4  # and of which the kernel gradient is
+_MOST_POSITIONS = 16  # of the output for which there are products by taps
+_FEW_POSITIONS = 4  # and for which the kernel gradient is
 _WIDE = 8  # from so many outputs a row on the folded form pays
 _FEW_GRADIENTS = 8  # and so many for the input gradient
 _FEW_PHASES = 16  # up to so many channels the phases are
@@ -94,8 +95,10 @@ _plain_2d.defvjp(_forward, _backward)
 
 def _forward_form(x, kernel, stride, padding):
     positions = prod(forms.output_size(x, kernel, stride, padding))
-    if (_exceeds(kernel, x) or _covers_input(x, kernel, padding)) and positions <= _MOST_POSITIONS:
-        return partial(forms.by_positions, stride=stride, padding=padding)
+    if _is_product(x, kernel, positions, padding):
+        return partial(forms.by_product, padding=padding)
+    if _exceeds(kernel, x) and positions <= _MOST_POSITIONS:
+        return partial(forms.by_taps, stride=stride, padding=padding)
     if x.shape[-1] <= forms.FEW_INPUTS and _has_wide_rows(x, kernel, stride, padding):
         return partial(forms.folded, padding=padding)
     return None
@@ -103,9 +106,12 @@ def _forward_form(x, kernel, stride, padding):
 
 def _input_gradient_form(x, kernel, y_bar, stride, padding):
     height, width, channels, _ = kernel.shape
-    if (_exceeds(kernel, y_bar) or _covers_input(x, kernel, padding)) and prod(y_bar.shape[1:3]) <= _MOST_POSITIONS:
-        by_positions = partial(forms.by_positions, stride=stride, padding=padding)
-        return partial(forms.input_gradient_of, by_positions, size=x.shape)
+    positions = prod(y_bar.shape[1:3])
+    if _is_product(x, kernel, positions, padding):
+        return partial(forms.input_gradient_of, partial(forms.by_product, padding=padding), size=x.shape)
+    if _exceeds(kernel, y_bar) and positions <= _MOST_POSITIONS:
+        by_taps = partial(forms.by_taps, stride=stride, padding=padding)
+        return partial(forms.input_gradient_of, by_taps, size=x.shape)
     if (height, width) == (1, 1) and stride != (1, 1) and not np.any(padding):
         return partial(forms.pointwise_input_gradient, size=x.shape, stride=stride)
     if stride == (1, 1) and channels <= _FEW_GRADIENTS and width > 1 and x.shape[2] >= _WIDE:
@@ -119,9 +125,10 @@ def _input_gradient_form(x, kernel, y_bar, stride, padding):
 def _kernel_gradient_form(x, kernel, y_bar, stride, padding):
     height, width, channels, features = kernel.shape
     positions = prod(y_bar.shape[1:3])
-    if (_exceeds(kernel, x) or _covers_input(x, kernel, padding)) and positions <= _FEW_POSITIONS:
-        by_positions = partial(forms.by_positions, stride=stride, padding=padding)
-        return partial(forms.kernel_gradient_of, by_positions, size=kernel.shape)
+    if _is_product(x, kernel, positions, padding):
+        return partial(forms.kernel_gradient_of, partial(forms.by_product, padding=padding), size=kernel.shape)
+    if _exceeds(kernel, x) and positions <= _FEW_POSITIONS:
+        return partial(forms.kernel_gradient_by_taps, size=kernel.shape, stride=stride, padding=padding)
     if (height, width) == (1, 1) and not np.any(padding) and channels * features <= positions * (channels + features):
         return partial(forms.pointwise_kernel_gradient, stride=stride)
     if channels <= forms.FEW_COLOURS and _has_wide_rows(x, kernel, stride, padding):
@@ -136,8 +143,9 @@ def _has_wide_rows(x, kernel, stride, padding):
     return stride == (1, 1) and width > 1 and x.shape[2] + sum(padding[1]) - width + 1 >= _WIDE
 
 
-def _covers_input(x, kernel, padding):
-    return x.shape[1:] == kernel.shape[:3] and not np.any(padding)
+def _is_product(x, kernel, positions, padding):
+    # Of one output; not of a part of a kernel that costs more to take out than the product saves.
+    return positions == 1 and (_exceeds(kernel, x) or (x.shape[1:3] == kernel.shape[:2] and not np.any(padding)))
 
 
 def _exceeds(kernel, maps):

@@ -8,6 +8,7 @@ from math import ceil, prod
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 FEW_INPUTS = 6  # up to so many channels the folded form is the faster, as a product
@@ -49,24 +50,49 @@ def output_size(x, kernel, stride, padding):
     return [(m + low + high - k) // s + 1 for m, k, s, (low, high) in axes]
 
 
-def by_positions(x, kernel, stride, padding):
-    """A product of matrices for each output position, of what its window sees of the input and the taps over it."""
-    n, features, out_size = len(x), kernel.shape[-1], output_size(x, kernel, stride, padding)
-    axes = zip(x.shape[1:3], kernel.shape[:2], stride, padding, out_size, strict=True)
-    rows, columns = ([_overlap(q * s - low, k, m) for q in range(out)] for m, k, s, (low, _), out in axes)
-    products = [
-        _flat(x[:, top:bottom, left:right]) @ kernel[above:below, before:after].reshape(-1, features)
-        for (top, bottom), (above, below) in rows
-        for (left, right), (before, after) in columns
-    ]
-    return jnp.stack(products, axis=1).reshape(n, len(rows), len(columns), features)
+def by_product(x, kernel, padding):
+    """One product of matrices, where the output has one position: what its window sees of the input, and the taps there."""
+    sizes = zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
+    rows, columns = ((max(0, -low), min(m, k - low)) for m, k, (low, _) in sizes)
+    top, left = (low for low, _ in padding)
+    seen = _flat(x[:, slice(*rows), slice(*columns)])
+    taps = kernel[rows[0] + top : rows[1] + top, columns[0] + left : columns[1] + left]
+    return (seen @ taps.reshape(-1, kernel.shape[-1]))[:, None, None]
 
 
-def _overlap(begin, width, size):
-    """Where a window that begins at `begin` meets an axis of `size`: the range of samples, and that of taps."""
-    low = min(max(begin, 0), size)
-    high = min(max(begin + width, low), size)
-    return (low, high), (low - begin, high - begin)
+def by_taps(x, kernel, stride, padding):
+    """A product of matrices for each tap, with the samples that it meets; the sum of all."""
+    height, width, channels, features = kernel.shape
+    out_size = output_size(x, kernel, stride, padding)
+    y = jnp.zeros((len(x), *out_size, features), x.dtype)
+    for tap in np.ndindex(height, width):
+        part, where = _met(x, tap, out_size, stride, padding)
+        product = part.reshape(-1, channels) @ kernel[tap]
+        edges = ((0, 0), *((begin, out - end) for (begin, end), out in zip(where, out_size, strict=True)), (0, 0))
+        y += jnp.pad(product.reshape(*part.shape[:3], features), edges)
+    return y
+
+
+def kernel_gradient_by_taps(x, y_bar, size, stride, padding):
+    """Each tap's, from the samples that it meets."""
+    height, width, channels, features = size
+    taps = []
+    for tap in np.ndindex(height, width):
+        part, ((top, bottom), (left, right)) = _met(x, tap, y_bar.shape[1:3], stride, padding)
+        taps.append(part.reshape(-1, channels).T @ y_bar[:, top:bottom, left:right].reshape(-1, features))
+    return jnp.stack(taps).reshape(size)
+
+
+def _met(x, tap, out_size, stride, padding):
+    """The samples that one tap meets within the input, and the range of outputs on each axis that they go to."""
+    where, slices = [], []
+    for m, t, out, s, (low, _) in zip(x.shape[1:3], tap, out_size, stride, padding, strict=True):
+        begin = min(max(0, ceil((low - t) / s)), out)
+        end = max(min(out, (m - 1 + low - t) // s + 1), begin)
+        first = begin * s + t - low
+        where.append((begin, end))
+        slices.append(slice(first, first + (end - begin - 1) * s + 1, s) if end > begin else slice(0, 0))
+    return x[:, *slices], where
 
 
 def _flat(x):

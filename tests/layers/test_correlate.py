@@ -71,7 +71,8 @@ def check(seed):
         return forms_of(x, kernel, stride, padding)
 
 
-FORMS = ["own", "by_positions", "input_gradient_of", "kernel_gradient_of", "folded", "folded_input_gradient"]
+FORMS = ["own", "by_product", "by_taps", "input_gradient_of", "kernel_gradient_of", "kernel_gradient_by_taps"]
+FORMS += ["folded", "folded_input_gradient"]
 FORMS += ["by_phases", "kernel_gradient_by_phases", "by_examples_as_channels"]
 FORMS += ["pointwise_input_gradient", "pointwise_kernel_gradient"]
 
