@@ -102,5 +102,10 @@ fi
 # Asked for, it must be there: without this JAX would pass over what it does not find, and use the CPU.
 [ -z "${ACCELERATOR:-}" ] || export JAX_PLATFORMS="${JAX_PLATFORMS:-$ACCELERATOR,cpu}"
 
+# Large pages for large arrays, from the C library where it is glibc: see cnn_jax/tuning.py.
+if [ "${CNN_JAX_TUNING:-on}" = on ]; then
+  export GLIBC_TUNABLES="glibc.malloc.hugetlb=1${GLIBC_TUNABLES:+:$GLIBC_TUNABLES}"
+fi
+
 cd "$here"
 exec "$venv/bin/python" -P -m cnn_jax.main "$@"  # -P: what lies in the current directory is not imported

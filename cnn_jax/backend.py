@@ -57,13 +57,10 @@ def check_flags(flags: str) -> None:
 def configure_jax(starts: bool = True) -> None:
     """Starts JAX. Its compilation cache persists, in .cache of the clone unless JAX_COMPILATION_CACHE_DIR says otherwise.
 
-    On the CPU the C library is told beforehand to keep freed memory, see `cnn_jax.tuning`.
     starts: False where this process may be one of several, which must find one another before `start()`.
     Raises ValueError for an accelerator that is not there.
     """
     import jax
-
-    from cnn_jax.tuning import is_tuned, keep_freed_memory
 
     cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ROOT / ".cache" / "jax"))
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -77,8 +74,6 @@ def configure_jax(starts: bool = True) -> None:
         for entry in cache.glob(f"{glob.escape(damaged[1])}-*") if damaged else ():
             entry.unlink(missing_ok=True)
 
-    if is_tuned() and _is_cpu_alone(jax.config.jax_platforms):
-        keep_freed_memory()
     warnings.showwarning = mend
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -100,11 +95,6 @@ def start() -> None:
     ):  # of cuda,cpu JAX passes over cuda in silence
         return
     raise ValueError(_why_not(asked, error)) from error
-
-
-def _is_cpu_alone(asked: str | None) -> bool:
-    # As far as can be told before JAX is started.
-    return asked == "cpu" if asked else not any(importlib.util.find_spec(name) for _, _, name in ACCELERATORS.values())
 
 
 def _why_not(asked: str, error: Exception | None) -> str:

@@ -6,7 +6,8 @@ with AVX-512, jaxlib 0.10.2, float32. A new jaxlib is a reason to measure again:
 `operators.py`.
 
   `compiler_options`   convolutions by Eigen in place of YNNPACK: of a VGG's step at 32x32 a quarter less
-  `keep_freed_memory`  pages that the C library keeps: of a step of AlexNet a quarter less, of ResNet-18 and VGG some 7%
+  launch.sh            large pages for large arrays (GLIBC_TUNABLES): what a step frees goes back to the system, and the next
+                       one waits for fresh pages, set to zeros: of AlexNet's step a third less, of ResNet-18's some 7%
   correlate.py         gradients of kernels with the examples as channels; few channels folded; strides by phases: XLA's own
                        copies for them are 61% of a ResNet-20's step. A product per position where a kernel exceeds its maps:
                        512 channels at 2x2 by 3x3, 128 images: 9 ms in place of 1,070
@@ -27,14 +28,12 @@ The gradient of max-pooling (`layers/max_pool.py`) has one form everywhere, whic
 takes 7 ms on the CPU, XLA's own 80, and on a GPU it needs no scatter.
 """
 
-import ctypes
 import functools
 import os
 
 import jax
 
 SWITCH = "CNN_JAX_TUNING"
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def is_tuned() -> bool:
@@ -53,20 +52,6 @@ def is_tuned_cpu() -> bool:
 def is_tuned_accelerator() -> bool:
     """Whether the forms of accelerators are wanted, and this is one."""
     return is_tuned() and jax.default_backend() != "cpu"
-
-
-def keep_freed_memory() -> None:
-    """Lets the C library keep what is freed, where it is glibc. To be called before JAX is started.
-
-    A step's intermediate results are freed after it. By default they go back to the system, and the next step waits for
-    fresh pages, each set to zeros: an addition of 150 MB takes 46 ms in place of 9. So no memory by mmap, none given back,
-    and one arena for all threads: the others' have at most 64 MB, and take by mmap what is larger.
-    """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(M_ARENA_MAX, 1)
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def compiler_options() -> dict[str, str]:

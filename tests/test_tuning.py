@@ -1,9 +1,5 @@
 """What is tuned for the CPU means what is not; the switch turns all of it off."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,29 +68,3 @@ def test_what_is_not_finite_is_told_by_group_and_what_is_only_large_is_not(value
     assert {group: bool(hit) for group, hit in nonfinite.items()} == {"a": bad, "b": bad, "c": False}
     if value == 1:
         assert float(norm) == pytest.approx(np.sqrt(180 + 5 + 4 + 7), rel=1e-6)
-
-
-FAULTS = """
-import resource
-import jax
-from cnn_jax.backend import configure_jax
-configure_jax()
-x, double = jax.numpy.ones(2**25), jax.jit(lambda x: 2 * x)  # 128 MB
-faults = []
-for _ in range(8):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    jax.block_until_ready(double(x))
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sum(faults[4:]))
-"""
-
-
-def test_freed_memory_is_kept_on_the_cpu_but_where_tuning_is_off():
-    def faults(**env):
-        env = os.environ | {"JAX_PLATFORMS": "cpu"} | env
-        said = subprocess.run([sys.executable, "-c", FAULTS], env=env, capture_output=True, text=True, check=True)
-        return int(said.stdout)
-
-    assert faults() < 4 * 2**27 / 4096 / 10
-    if os.confstr("CS_GNU_LIBC_VERSION"):
-        assert faults(CNN_JAX_TUNING="off") > 4 * 2**27 / 4096 / 10

@@ -4,7 +4,8 @@
 
 Both sides begin from the same weights, see the same pictures, and must agree in the losses of three steps and in
 probabilities. They take turns in one run, each with all cores; trials count only while the machine is quiet (`peer.py`). A
-step is one update by SGD with momentum on a batch that lies in memory as uint8. PyTorch is eager, channels last.
+step is one update by SGD with momentum on a batch that lies in memory as uint8. PyTorch is eager, channels last. Both sides
+have large pages, which launch.sh gives our runs.
 
 A record goes to experiments/results/cpu/float32.json, README's table is made from it. The whole takes some 12 minutes.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cnn_jax.tuning import compiler_options, keep_freed_memory
+from cnn_jax.tuning import compiler_options
 from experiments.benchmarks import our_steps, peer
 
 BATCH = {"LeNet-5": 128, "VGG, 32x32": 128, "ResNet-20": 128, "AlexNet": 8, "ResNet-18": 8, "ResNet-50": 4}
@@ -73,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     names = [name for name in BATCH if name.startswith(tuple(args.only.split(",")))]
     git = peer.git_commit()
-    keep_freed_memory()
     other = peer.Peer(peer.torch_python(args.torch_python), Path(__file__).with_name("torch_steps.py"))
     machine, rows = peer.Machine(other), []
     for name in names:
@@ -109,4 +109,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    peer.with_large_pages()
     main()

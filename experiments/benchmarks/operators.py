@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from cnn_jax.layers.conv import conv
 from cnn_jax.layers.norm import batch_norm
 from cnn_jax.layers.pool import average_pool, global_average_pool, max_pool
-from cnn_jax.tuning import compiler_options, keep_freed_memory
+from cnn_jax.tuning import compiler_options
 from experiments.benchmarks import peer, shapes
 from experiments.benchmarks.both_sides import draw
 
@@ -96,7 +96,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.1, help="about how long one side's turn takes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    keep_freed_memory()
     other = peer.Peer(peer.torch_python(args.torch_python), Path(__file__).with_name("torch_operators.py"))
     machine = peer.Machine(other)
     rows = []
@@ -143,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    peer.with_large_pages()
     main()

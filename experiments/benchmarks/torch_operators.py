@@ -10,7 +10,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from both_sides import draw, keep_freed_memory
+from both_sides import draw
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +59,6 @@ MAKERS = {"conv": make_conv, "pool": make_pool, "norm": make_norm}
 
 def main() -> None:
     """Answers requests until the input ends."""
-    keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     step = None
     for line in sys.stdin:

@@ -10,7 +10,6 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from both_sides import keep_freed_memory
 from torch_networks import NETWORKS, set_weights
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,7 +107,6 @@ def synchronise() -> None:
 
 def main() -> None:
     """Answers requests until the input ends."""
-    keep_freed_memory()
     torch.backends.cudnn.benchmark = True
     side = Side()
     for line in sys.stdin:
