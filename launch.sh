@@ -102,9 +102,10 @@ fi
 # Asked for, it must be there: without this JAX would pass over what it does not find, and use the CPU.
 [ -z "${ACCELERATOR:-}" ] || export JAX_PLATFORMS="${JAX_PLATFORMS:-$ACCELERATOR,cpu}"
 
-# Large pages for large arrays, from the C library where it is glibc: see cnn_jax/tuning.py.
-if [ "${CNN_JAX_TUNING:-on}" = on ]; then
-  export GLIBC_TUNABLES="glibc.malloc.hugetlb=1${GLIBC_TUNABLES:+:$GLIBC_TUNABLES}"
+# On the CPU the C library, where it is glibc, keeps what a step frees for the next: see cnn_jax/tuning.py.
+memory=glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4611686018427387904:glibc.malloc.hugetlb=1
+if [ -z "${ACCELERATOR:-}" ] && [ "${CNN_JAX_TUNING:-on}" = on ]; then
+  export GLIBC_TUNABLES="$memory${GLIBC_TUNABLES:+:$GLIBC_TUNABLES}"
 fi
 
 cd "$here"

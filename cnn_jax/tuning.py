@@ -6,8 +6,9 @@ with AVX-512, jaxlib 0.10.2, float32. A new jaxlib is a reason to measure again:
 `operators.py`.
 
   `compiler_options`   convolutions by Eigen in place of YNNPACK: of a VGG's step at 32x32 a quarter less
-  launch.sh            large pages for large arrays (GLIBC_TUNABLES): what a step frees goes back to the system, and the next
-                       one waits for fresh pages, set to zeros: of AlexNet's step a third less, of ResNet-18's some 7%
+  launch.sh            memory that the C library keeps (GLIBC_TUNABLES): what a step frees would go back to the system, and
+                       the next one wait for fresh pages, set to zeros. Of AlexNet's step a third less, of ResNet-18's,
+                       ResNet-50's and VGG's 6 to 14%; LeNet's takes a fifth longer, since its threads wait for one another
   correlate.py         gradients of kernels with the examples as channels; few channels folded; strides by phases: XLA's own
                        copies for them are 61% of a ResNet-20's step. A product per position where a kernel exceeds its maps:
                        512 channels at 2x2 by 3x3, 128 images: 9 ms in place of 1,070

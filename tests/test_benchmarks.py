@@ -145,3 +145,7 @@ def test_both_sides_follow_the_same_curve(path):
     assert (
         max(plain) - min(plain) < 0.03 and max(views) - min(views) < 0.03
     )  # of 2,000 pictures: 0.011 is one deviation
+
+
+def test_a_benchmark_has_the_memory_settings_of_launch_sh():
+    assert f"memory={peer.MEMORY}\n" in (peer.ROOT / "launch.sh").read_text()

@@ -5,7 +5,7 @@
 Both sides begin from the same weights, see the same pictures, and must agree in the losses of three steps and in
 probabilities. They take turns in one run, each with all cores; trials count only while the machine is quiet (`peer.py`). A
 step is one update by SGD with momentum on a batch that lies in memory as uint8. PyTorch is eager, channels last. Both sides
-have large pages, which launch.sh gives our runs.
+have their memory as launch.sh gives it to our runs.
 
 A record goes to experiments/results/cpu/float32.json, README's table is made from it. The whole takes some 12 minutes.
 """
@@ -109,5 +109,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    peer.with_large_pages()
+    peer.keep_memory()
     main()

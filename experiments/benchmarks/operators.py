@@ -142,5 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    peer.with_large_pages()
+    peer.keep_memory()
     main()

@@ -13,6 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+# As in launch.sh.
+MEMORY = (
+    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4611686018427387904"
+    ":glibc.malloc.hugetlb=1"
+)
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS_AT_MOST = 0.06
 TORCH = "2.13.0"
@@ -35,11 +40,11 @@ def environment(name: str, requirements: Sequence[str], python: str = sys.execut
     return str(inside)
 
 
-def with_large_pages() -> None:
-    """Starts this process anew as launch.sh starts runs, with large pages for large arrays; so has the peer, its child."""
-    known, wanted = os.environ.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb=1"
-    if wanted not in known:
-        environment = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, [wanted, known]))}
+def keep_memory() -> None:
+    """Starts this process anew with launch.sh's settings of the C library's memory; so has the peer, its child."""
+    known = os.environ.get("GLIBC_TUNABLES", "")
+    if MEMORY not in known:
+        environment = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, [MEMORY, known]))}
         os.execve(sys.executable, sys.orig_argv, environment)
 
 
