@@ -37,7 +37,7 @@ from cnn_jax.tuning import is_tuned, is_tuned_accelerator
 PyTree = Any
 LossFn = Callable[..., tuple[Array, tuple[PyTree, dict[str, Array]]]]
 RNG_STREAMS = ("augment", "dropout")
-MOST_LEAVES = 16
+MOST_LEAVES = 28
 FIRST_SCALE, LARGEST_SCALE, GROWTH_STEPS = 2.0**15, 2.0**24, 2000
 
 
