@@ -64,10 +64,10 @@ def by_taps(x, kernel, stride, padding):
     """A product of matrices for each tap, with the samples that it meets; the sum of all."""
     height, width, channels, features = kernel.shape
     out_size = output_size(x, kernel, stride, padding)
-    y = jnp.zeros((len(x), *out_size, features), x.dtype)
+    y = jnp.zeros((x.shape[0], *out_size, features), x.dtype)
     for tap in np.ndindex(height, width):
         part, where = _met(x, tap, out_size, stride, padding)
-        product = part.reshape(-1, channels) @ kernel[tap]
+        product = part.reshape(prod(part.shape[:3]), channels) @ kernel[tap]
         edges = ((0, 0), *((begin, out - end) for (begin, end), out in zip(where, out_size, strict=True)), (0, 0))
         y += jnp.pad(product.reshape(*part.shape[:3], features), edges)
     return y
@@ -96,7 +96,8 @@ def _met(x, tap, out_size, stride, padding):
 
 
 def _flat(x):
-    return x.reshape(len(x), prod(x.shape[1:]))  # not -1, which a batch of no examples leaves open
+    # Neither -1, which a batch of no examples leaves open, nor len, which an exported program's has not.
+    return x.reshape(x.shape[0], prod(x.shape[1:]))
 
 
 def folded_input_gradient(kernel, y_bar, padding):

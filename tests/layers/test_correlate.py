@@ -3,6 +3,7 @@
 from collections import Counter
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -140,3 +141,12 @@ def test_bfloat16_is_summed_as_xla_does():
     )
     padding = ((1, 1), (1, 1))
     np.testing.assert_array_equal(ours(x, kernel, (1, 1), padding), own(x, kernel, (1, 1), padding))
+
+
+@pytest.mark.parametrize(("size", "padding"), [(5, 0), (2, 2), (12, 0)])
+def test_batches_of_any_size_can_be_exported(size, padding):
+    (n,) = jax.export.symbolic_shape("n")
+    f = jax.jit(lambda x: ours(x, jnp.ones((5, 5, 3, 4)), (1, 1), ((padding, padding),) * 2))
+    exported = jax.export.export(f, platforms=("cpu", "cuda"))(jax.ShapeDtypeStruct((n, size, size, 3), jnp.float32))
+    x = jnp.arange(7.0 * size * size * 3).reshape(7, size, size, 3)
+    np.testing.assert_allclose(exported.call(x), f(x), rtol=1e-6)
