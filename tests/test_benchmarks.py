@@ -147,5 +147,13 @@ def test_both_sides_follow_the_same_curve(path):
     )  # of 2,000 pictures: 0.011 is one deviation
 
 
-def test_a_benchmark_has_the_memory_settings_of_launch_sh():
-    assert f"memory={peer.MEMORY}\n" in (peer.ROOT / "launch.sh").read_text()
+def test_a_benchmark_starts_anew_with_the_memory_settings_of_launch_sh(monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.cpu.x86_shstk=off")
+    peer.keep_memory()
+    tunables = started[0][2]["GLIBC_TUNABLES"]
+    assert f"\nmemory={tunables.removesuffix(':glibc.cpu.x86_shstk=off')}\n" in (peer.ROOT / "launch.sh").read_text()
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    peer.keep_memory()
+    assert len(started) == 1 and "hugetlb=1" in tunables

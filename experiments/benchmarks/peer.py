@@ -6,6 +6,7 @@ CPU, and every ratio is of medians taken within one run. A record tells how many
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -13,11 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# As in launch.sh.
-MEMORY = (
-    "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4611686018427387904"
-    ":glibc.malloc.hugetlb=1"
-)
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS_AT_MOST = 0.06
 TORCH = "2.13.0"
@@ -42,9 +38,10 @@ def environment(name: str, requirements: Sequence[str], python: str = sys.execut
 
 def keep_memory() -> None:
     """Starts this process anew with launch.sh's settings of the C library's memory; so has the peer, its child."""
+    memory = re.search("^memory=(.+)$", (ROOT / "launch.sh").read_text(), re.MULTILINE)[1]
     known = os.environ.get("GLIBC_TUNABLES", "")
-    if MEMORY not in known:
-        environment = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, [MEMORY, known]))}
+    if memory not in known:
+        environment = os.environ | {"GLIBC_TUNABLES": ":".join(filter(None, [memory, known]))}
         os.execve(sys.executable, sys.orig_argv, environment)
 
 
