@@ -7,6 +7,7 @@ CPU, and every ratio is of medians taken within one run. A record tells how many
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,8 @@ class Peer:
     """A process that answers one JSON line with another."""
 
     def __init__(self, python: str, script: Path):
+        if shutil.which(python) is None:
+            raise SystemExit(f"error: no interpreter {python} for the peer's side; leave its option out, and one is made")
         # Threads that wait must sleep, or each side would slow the other's turn.
         environment = os.environ | {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
         self.process = subprocess.Popen(
