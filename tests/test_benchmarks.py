@@ -160,5 +160,5 @@ def test_a_benchmark_starts_anew_with_the_memory_settings_of_launch_sh(monkeypat
 
 
 def test_a_peer_that_is_not_there_is_told_in_one_line(tmp_path):
-    with pytest.raises(SystemExit, match="^error: no interpreter .*nowhere for the peer's side"):
+    with pytest.raises(SystemExit, match=r"^error: no interpreter .*nowhere for the peer's side"):
         peer.Peer(str(tmp_path / "nowhere"), tmp_path / "script.py")

@@ -51,7 +51,9 @@ class Peer:
 
     def __init__(self, python: str, script: Path):
         if shutil.which(python) is None:
-            raise SystemExit(f"error: no interpreter {python} for the peer's side; leave its option out, and one is made")
+            raise SystemExit(
+                f"error: no interpreter {python} for the peer's side; leave its option out, and one is made"
+            )
         # Threads that wait must sleep, or each side would slow the other's turn.
         environment = os.environ | {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
         self.process = subprocess.Popen(
