@@ -319,10 +319,10 @@ def _batch_norm_backward(epsilon, residuals, cotangents):
 def _input_gradient(centred, y_bar, inverse, scale, bias_bar, product, mean_bar, var_bar):
     count = centred.size // centred.shape[-1]
     by_centred = (2 * var_bar - scale * inverse**3 * product) / count
-    constant = (mean_bar - scale * inverse * bias_bar) / count
-    factors = (_per_channel(vector, centred) for vector in (scale * inverse, by_centred, constant))
-    of_y_bar, of_centred, constant = factors
-    return y_bar * of_y_bar + centred * of_centred + constant
+    vectors = (scale * inverse / count, bias_bar, by_centred, mean_bar / count)
+    factor, y_bar_sum, by_centred, constant = (_per_channel(vector, centred) for vector in vectors)
+    # The sum as it is, not a mean: on an accelerator the division of a vector would be a kernel of its own.
+    return (count * y_bar - y_bar_sum) * factor + centred * by_centred + constant
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
