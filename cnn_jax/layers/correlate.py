@@ -33,7 +33,7 @@ from jaxtyping import Array, Float
 
 from cnn_jax.layers import correlation_forms as forms
 from cnn_jax.layers.conv_arithmetic import Pair
-from cnn_jax.layers.winograd import KERNEL, winograd, winograd_input_gradient, winograd_kernel_gradient
+from cnn_jax.layers.winograd import KERNEL, winograd, winograd_input_gradient
 from cnn_jax.tuning import is_tuned_cpu
 
 _MOST_POSITIONS = 16  # of the output for which there are products by taps
@@ -144,7 +144,7 @@ def _kernel_gradient_form(x, kernel, y_bar, stride, padding):
     # Not where the transformed kernels are more than what is summed up in them.
     is_summed = min(channels, features) >= _MANY_GRADIENTS and len(x) * positions >= 2 * max(channels, features)
     if is_summed and _has_tiles(x, kernel, stride, padding):
-        return partial(winograd_kernel_gradient, padding=padding)
+        return partial(forms.kernel_gradient_of, partial(winograd, padding=padding), size=kernel.shape)
     if channels <= forms.FEW_COLOURS and _has_wide_rows(x, kernel, stride, padding):
         return partial(forms.folded_kernel_gradient, size=kernel.shape, padding=padding)
     if stride != (1, 1) and stride[0] == stride[1] and channels <= forms.FEW_COLOURS:

@@ -3,13 +3,11 @@
 F(2x2, 3x3) of A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016,
 https://arxiv.org/abs/1509.09308, section 4.1, after S. Winograd's minimal filtering: the input is cut into tiles of 4x4
 that overlap by two, and of each, transformed, 16 products of matrices over the channels make a tile of 2x2 outputs.
-Its constants are 0, 1 and 1/2: rounding is no worse than that of the sum over taps. Stride 1, no dilation, no groups.
+Its constants are 0, 1 and 1/2: rounding is of the order of the sum over taps'. Stride 1, no dilation, no groups.
 
-For the CPU: `correlate` tells where. Each function means what its namesake in `correlation_forms` does; none looks
-whether it pays.
+For the CPU; `correlate` tells where. The kernel gradient is `winograd`'s own, transposed.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -32,15 +30,6 @@ def winograd_input_gradient(
     turned, around = (3, 1, 2, 0), tuple((2 - low, 2 - high) for low, high in padding)
     matrices = _transformed_kernel(kernel)
     return _by_tiles(y_bar, [[matrices[a][b].T for b in turned] for a in turned], around)
-
-
-def winograd_kernel_gradient(
-    x: Float[Array, "n h w c"], y_bar: Float[Array, "n h_out w_out o"], padding: tuple[tuple[int, int], ...]
-) -> Float[Array, "3 3 c o"]:
-    """Of the tiles' products, transposed."""
-    size = (*KERNEL, x.shape[-1], y_bar.shape[-1])
-    shape = jax.ShapeDtypeStruct(size, y_bar.dtype)
-    return jax.linear_transpose(lambda kernel: winograd(x, kernel, padding), shape)(y_bar)[0]
 
 
 def _by_tiles(x, kernels, padding):

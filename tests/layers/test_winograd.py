@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cnn_jax.layers import correlation_forms as forms
-from cnn_jax.layers.winograd import winograd, winograd_input_gradient, winograd_kernel_gradient
+from cnn_jax.layers.correlate import correlate
+from cnn_jax.layers.winograd import winograd, winograd_input_gradient
 
 SAME = ((1, 1), (1, 1))
 CASES = [
@@ -27,6 +28,11 @@ def operands(shape, features, padding, dtype):
     return x, kernel, y, jnp.asarray(rng.normal(size=y.shape), dtype)
 
 
+def kernel_gradient(x, y_bar, padding):
+    size = (3, 3, x.shape[-1], y_bar.shape[-1])
+    return forms.kernel_gradient_of(lambda x, kernel: winograd(x, kernel, padding), x, y_bar, size)
+
+
 @pytest.mark.parametrize(("shape", "features", "padding"), CASES)
 def test_output_and_gradients_are_the_convolutions_in_float64(shape, features, padding):
     with jax.enable_x64(True):
@@ -35,7 +41,7 @@ def test_output_and_gradients_are_the_convolutions_in_float64(shape, features, p
         for ours, theirs in (
             (winograd(x, kernel, padding), y),
             (winograd_input_gradient(kernel, y_bar, padding), x_bar),
-            (winograd_kernel_gradient(x, y_bar, padding), kernel_bar),
+            (kernel_gradient(x, y_bar, padding), kernel_bar),
         ):
             assert ours.dtype == jnp.float64
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-13)
@@ -52,4 +58,22 @@ def test_float32_is_as_exact_as_the_sum_over_taps():
 def test_a_batch_of_no_examples():
     x, kernel = jnp.zeros((0, 4, 4, 3)), jnp.zeros((3, 3, 3, 2))
     assert winograd(x, kernel, SAME).shape == (0, 4, 4, 2)
-    assert winograd_kernel_gradient(x, jnp.zeros((0, 4, 4, 2)), SAME).shape == kernel.shape
+    assert kernel_gradient(x, jnp.zeros((0, 4, 4, 2)), SAME).shape == kernel.shape
+
+
+@pytest.mark.parametrize(("channels", "features", "products"), [(64, 64, 32), (128, 128, 48), (64, 32, 0), (32, 64, 0)])
+def test_where_it_is_taken(channels, features, products):
+    x, kernel = jnp.zeros((16, 4, 4, channels)), jnp.zeros((3, 3, channels, features))
+
+    def total(x, kernel):
+        return correlate(x, kernel, stride=(1, 1), padding=SAME, dilation=(1, 1)).sum()
+
+    compiled = jax.jit(jax.value_and_grad(total, (0, 1))).lower(x, kernel).as_text()
+    assert compiled.count("stablehlo.dot_general") == products
+
+
+def test_a_batch_of_any_size_is_exported():
+    kernel, batch = jnp.ones((3, 3, 64, 64)), jax.export.symbolic_shape("n")[0]
+    apply = jax.jit(lambda x: correlate(x, kernel, stride=(1, 1), padding=SAME, dilation=(1, 1)))
+    exported = jax.export.export(apply)(jax.ShapeDtypeStruct((batch, 4, 4, 64), jnp.float32))
+    assert exported.call(jnp.ones((3, 4, 4, 64)))[0, 1, 1, 0] == 9 * 64
