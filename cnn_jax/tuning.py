@@ -12,7 +12,8 @@ with AVX-512, jaxlib 0.10.2, float32. A new jaxlib is a reason to measure again:
   correlate.py         gradients of kernels with the examples as channels; few channels folded; strides by phases: XLA's own
                        copies for them are 61% of a ResNet-20's step. A product for each tap where a kernel exceeds its maps:
                        512 channels at 2x2 by 3x3, 128 images: 6 ms in place of 1,070
-  winograd.py          3x3 kernels with many channels by tiles: 512 channels at 4x4, 128 images: 26 ms in place of 50
+  winograd.py          3x3 kernels with many channels by tiles: 512 channels at 4x4, 128 images: 26 ms in place of 50.
+                       It takes memory: a VGG-16's gradient at 224, batch 32, 5.1 GiB in place of 3.4
   channel_sum.py       sums that keep the channels as products: of 4x56x56x256 0.16 ms in place of 2.6
   step.py              what a step measures of itself by products: of AlexNet's 61 million weights 40 ms of 345 less;
                        parts of a batch written out, since convolutions in a loop take up to 28 times as long
